@@ -1,0 +1,22 @@
+# The extension module fdstash._native, built by scikit-build-core only: plain
+# CMake 3.25 knows neither Development.SABIModule nor USE_SABI.
+
+find_package(Python REQUIRED COMPONENTS Interpreter Development.Module ${SKBUILD_SABI_COMPONENT})
+
+set(native_c ${CMAKE_CURRENT_BINARY_DIR}/_native.c)
+set(native_api ${PROJECT_SOURCE_DIR}/csrc/include/fdstash_api.h)
+set(native_preamble ${PROJECT_SOURCE_DIR}/csrc/ffi_preamble.c)
+add_custom_command(
+  OUTPUT ${native_c}
+  COMMAND Python::Interpreter -m cffi.gen_src read-sources
+          fdstash._native ${native_api} ${native_preamble} ${native_c}
+  DEPENDS ${native_api} ${native_preamble}
+  VERBATIM)
+
+# A free-threaded Python has no stable ABI, and then there is no version.
+if(SKBUILD_SABI_VERSION)
+  set(stable_abi USE_SABI ${SKBUILD_SABI_VERSION})
+endif()
+python_add_library(_native MODULE ${native_c} WITH_SOABI ${stable_abi})
+target_link_libraries(_native PRIVATE fdstash)
+install(TARGETS _native LIBRARY DESTINATION fdstash COMPONENT python)

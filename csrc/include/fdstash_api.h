@@ -1,0 +1,354 @@
+/* fdstash_api.h: every declaration of the core, in plain C without directives,
+ * so that a C compiler (through fdstash.h) and cffi read the very same text.
+ *
+ * Conventions. Sizes and offsets are bytes. A call that can fail returns 0 or a
+ * count on success and -errno on failure, and on failure nothing has changed
+ * unless its comment says otherwise. Every descriptor that the core returns or
+ * keeps is close-on-exec and numbered 3 or higher.
+ *
+ * Threads: "any" may be called from any thread at any time; "owner" from one
+ * thread at a time for that object; "quiesced" by the owner while no request
+ * can be using the object.
+ */
+
+/* ------------------------------------------------------------------ stash --
+ * Named descriptors: the object of the 2011 RFC. Any thread. */
+
+typedef struct FDStash {
+    uint64_t opaque[8]; /* private; storage belongs to the caller */
+} FDStash;
+
+void fdstash_init(FDStash *stash);
+/* Closes every descriptor and empties the stash; it may be used again. */
+void fdstash_cleanup(FDStash *stash);
+/* Takes ownership of fd; what the name held is closed and replaced. A number
+ * below 3 is moved up. -EINVAL (no name), -EBADF, -EMFILE, -ENOMEM: the caller
+ * still owns fd. */
+int fdstash_give(FDStash *stash, const char *name, int fd);
+/* Hands the oldest descriptor of the name to the caller; -ENOENT. */
+int fdstash_take(FDStash *stash, const char *name);
+/* As give, but beside what the name already holds. */
+int fdstash_add(FDStash *stash, const char *name, int fd);
+/* A duplicate of the oldest descriptor of the name, owned by the caller. */
+int fdstash_dup(FDStash *stash, const char *name);
+/* A duplicate of the description whose access mode and O_DIRECT are those of
+ * flags. -ENOENT: no such name; -EACCES: the name holds none that fits. */
+int fdstash_find(FDStash *stash, const char *name, int flags);
+/* Duplicates of all descriptors of the name, oldest first, into fds; returns
+ * how many the name holds (0: no such name), which may exceed capacity, and
+ * then nothing was duplicated. */
+int fdstash_dup_all(FDStash *stash, const char *name, int *fds, int capacity);
+/* How many names the stash holds. */
+size_t fdstash_count(FDStash *stash);
+/* All names, each ended by NUL, in one block of *bytes bytes that the caller
+ * frees with fdstash_free; NULL without memory. */
+char *fdstash_names(FDStash *stash, size_t *bytes);
+void fdstash_free(void *memory);
+
+/* ------------------------------------------------------- owned descriptors --
+ * Descriptors that belong to images. A forked child closes them, so that it
+ * keeps neither the image's locks nor its descriptions alive. Any thread. */
+
+/* The look before the open: a descriptor of path opened with flags. Only
+ * regular files and block devices are opened; for anything else -EISDIR,
+ * -ENXIO (FIFO, socket), -EINVAL (character device) and nothing is touched.
+ * dirfd may be AT_FDCWD; beneath != 0 refuses (-EXDEV) a path that leaves
+ * dirfd, by "..", by a symbolic link or as an absolute path. */
+int fdstash_open_path(int dirfd, const char *path, int flags, int beneath);
+/* The same, but -EAGAIN instead of waiting for a server: succeeds only where
+ * the path is in the kernel's cache and leads to device `device`. */
+int fdstash_open_cached(int dirfd, const char *path, int flags, int beneath, uint64_t device);
+/* A new description of the file behind fd, whatever became of its path. */
+int fdstash_open_again(int fd, int flags);
+int fdstash_dup_owned(int fd);
+/* The folder for fdstash_open_path: an O_PATH descriptor. */
+int fdstash_open_folder(const char *path);
+/* Returns what close said; -EBADF when fd is not an owned descriptor. */
+int fdstash_close_owned(int fd);
+/* As fdstash_find, but the duplicate belongs to an image. */
+int fdstash_find_owned(FDStash *stash, const char *name, int flags);
+/* Grows the descriptor table to hold `more` further descriptors at once, so
+ * that no reopen has to: growing stalls a threaded process for milliseconds.
+ * fd is any open descriptor. Best effort. */
+void fdstash_reserve_descriptors(int fd, size_t more);
+
+/* ------------------------------------------------------------------- locks --
+ * QEMU's byte-range protocol with OFD locks: byte 100+n for permission n in
+ * use, 200+n for permission n not shared. fds are lock descriptions. */
+
+/* Adds the locks of (perm, unshared) beyond (have_perm, have_unshared) to every
+ * fd and tests for conflicts. On failure everything is as before, *failed is
+ * the index and *byte the byte in conflict (-EAGAIN) or refused. Owner. */
+int fdstash_lock_acquire(const int *fds, size_t count, uint32_t perm, uint32_t unshared,
+                         uint32_t have_perm, uint32_t have_unshared, size_t *failed, int *byte);
+/* Drops the given locks from every fd; returns the first error, having tried
+ * all. Owner. */
+int fdstash_lock_release(const int *fds, size_t count, uint32_t perm, uint32_t unshared);
+
+/* --------------------------------------------------------------- host file --
+ * One file of an image: a descriptor number (the slot) for its whole life. */
+
+typedef struct fdstash_file fdstash_file;
+
+enum fdstash_file_flags {
+    FDSTASH_FILE_SHARED = 1,  /* others hold this description: never F_SETFL it */
+    FDSTASH_FILE_READONLY = 2 /* never written, also in a writable image */
+};
+
+typedef struct fdstash_file_status {
+    int32_t fd;                /* the slot */
+    int32_t flags;             /* F_GETFL */
+    uint64_t size;             /* bytes; of the device for a block device */
+    uint64_t allocated;        /* bytes in use on the host file system */
+    uint64_t device;           /* st_dev */
+    uint64_t inode;            /* st_ino */
+    uint64_t rdev;             /* st_rdev of a block device, else 0 */
+    uint64_t disk_sequence;    /* BLKGETDISKSEQ of a block device, else 0 */
+    uint64_t filesystem;       /* f_type of statfs */
+    uint32_t memory_alignment; /* for O_DIRECT; 0: not known yet */
+    uint32_t offset_alignment; /* for O_DIRECT; 0: not known yet */
+    uint32_t shared;           /* not 0: the description may be held by others */
+    uint32_t remote;           /* not 0: the file system may wait for a server */
+} fdstash_file_status;
+
+/* fd becomes the slot, owned by the file; it must be an owned descriptor.
+ * Refused (and still the caller's): O_APPEND and O_PATH (-EBADF), anything but
+ * a regular file or block device (-EINVAL), O_DIRECT on what does not bear it.
+ * The file starts with one reference. */
+int fdstash_file_new(int fd, uint32_t flags, fdstash_file **out);
+void fdstash_file_ref(fdstash_file *file);
+/* The last one closes the slot; returns what close said. */
+int fdstash_file_unref(fdstash_file *file);
+int fdstash_file_get_status(fdstash_file *file, fdstash_file_status *out); /* any */
+/* The description was handed out: F_SETFL is no longer a route. */
+void fdstash_file_mark_shared(fdstash_file *file);
+/* Short only at the end of the file. Any thread. */
+int64_t fdstash_file_pread(fdstash_file *file, void *buffer, uint64_t length, uint64_t offset);
+int64_t fdstash_file_pwrite(fdstash_file *file, const void *buffer, uint64_t length,
+                            uint64_t offset, uint32_t flags);
+int fdstash_file_flush(fdstash_file *file);
+int fdstash_file_truncate(fdstash_file *file, uint64_t size); /* quiesced */
+/* The run of equal kind that starts at offset, at most limit bytes: *length and
+ * *data (0: a hole of the host file). */
+int fdstash_file_run(fdstash_file *file, uint64_t offset, uint64_t limit, uint64_t *length,
+                     int *data);
+/* Takes the error that a former description had not yet reported; 0 if none. */
+int fdstash_file_take_latched(fdstash_file *file);
+
+/* -------------------------------------------------------------- extent map --
+ * Guest offset -> (file, offset, kind). Immutable once made; no I/O. */
+
+typedef struct fdstash_map fdstash_map;
+
+enum fdstash_kind {
+    FDSTASH_DATA = 0,     /* bytes of a file */
+    FDSTASH_ZERO = 1,     /* reads as zeros, has no bytes: cannot be written */
+    FDSTASH_HOLE = 2,     /* reads the backing image; cannot be written in place */
+    FDSTASH_DENIED = 3,   /* neither read nor written */
+    FDSTASH_READONLY = 16 /* flag: data that must not be written */
+};
+
+typedef struct fdstash_segment {
+    uint64_t start;       /* guest offset */
+    uint64_t length;      /* never 0 */
+    uint64_t file_offset; /* data: where the segment starts in the file */
+    uint32_t file;        /* data: index into the layer's files */
+    uint32_t kind;        /* enum fdstash_kind, with flags */
+} fdstash_segment;
+
+/* Segments must be in order, cover [0, size) without gap or overlap, and not
+ * wrap around: else -EINVAL and *failed is the index. */
+int fdstash_map_new(const fdstash_segment *segments, size_t count, fdstash_map **out,
+                    size_t *failed);
+void fdstash_map_free(fdstash_map *map);
+size_t fdstash_map_count(const fdstash_map *map);
+uint64_t fdstash_map_size(const fdstash_map *map);
+/* The part of the segment at offset from there on, cut to at most limit bytes;
+ * -ERANGE at or beyond the end. Any thread. */
+int fdstash_map_lookup(const fdstash_map *map, uint64_t offset, uint64_t limit,
+                       fdstash_segment *out);
+
+/* ------------------------------------------------------------------- layer --
+ * One image of a chain as the data path sees it: a map, its files, and the
+ * layer that holes fall through to. Immutable; shared by reference. */
+
+typedef struct fdstash_layer fdstash_layer;
+
+/* Takes the map over and references the files and the backing layer (or NULL).
+ * -EINVAL: a segment names a file beyond count. */
+int fdstash_layer_new(fdstash_map *map, fdstash_file *const *files, size_t count,
+                      fdstash_layer *backing, fdstash_layer **out);
+void fdstash_layer_unref(fdstash_layer *layer);
+
+/* ------------------------------------------------------------------- image --
+ * The synchronous data path and its gate. Any thread, but where noted. */
+
+typedef struct fdstash_image fdstash_image;
+
+typedef struct fdstash_iovec { /* the layout of struct iovec */
+    void *base;
+    size_t length;
+} fdstash_iovec;
+
+enum fdstash_image_flags {
+    FDSTASH_WRITABLE = 1,
+    FDSTASH_DSYNC = 2,   /* each write is durable when it returns */
+    FDSTASH_NO_FLUSH = 4 /* flush does nothing (cache=unsafe) */
+};
+
+enum fdstash_request_flags {
+    FDSTASH_FUA = 1,  /* this write is durable when it returns */
+    FDSTASH_UNMAP = 2 /* zero: the host may free the space */
+};
+
+/* Classes of requests that the gate tells apart; each is a bit of a mask. */
+enum fdstash_class {
+    FDSTASH_READS = 1,
+    FDSTASH_WRITES = 2,           /* aligned to the host page */
+    FDSTASH_UNALIGNED_WRITES = 4, /* all others that change bytes, metadata included */
+    FDSTASH_FLUSHES = 8
+};
+
+/* References the layer. */
+int fdstash_image_new(fdstash_layer *layer, uint32_t flags, fdstash_image **out);
+/* Refuses new requests (-ESHUTDOWN from then on), waits for those in flight, and
+ * drops the layer. Once closed, closing again does nothing. */
+void fdstash_image_close(fdstash_image *image);
+/* Frees the image; it must be closed, and no thread may be inside a call. */
+void fdstash_image_free(fdstash_image *image);
+uint64_t fdstash_image_size(fdstash_image *image);
+uint32_t fdstash_image_flags(fdstash_image *image);
+void fdstash_image_set_flags(fdstash_image *image, uint32_t flags);
+
+/* Bytes moved; short only at the end of the image. -EACCES: a denied extent. */
+int64_t fdstash_image_pread(fdstash_image *image, void *buffer, uint64_t length, uint64_t offset);
+int64_t fdstash_image_preadv(fdstash_image *image, const fdstash_iovec *iov, int count,
+                             uint64_t offset);
+/* All or an error: -ENOSPC past the end (nothing written), -EBADF on a read-only
+ * image, -EROFS where the extent must not be written, -EDEADLK from the thread
+ * that holds the gate closed. */
+int64_t fdstash_image_pwrite(fdstash_image *image, const void *buffer, uint64_t length,
+                             uint64_t offset, uint32_t flags);
+int64_t fdstash_image_pwritev(fdstash_image *image, const fdstash_iovec *iov, int count,
+                              uint64_t offset, uint32_t flags);
+int fdstash_image_zero(fdstash_image *image, uint64_t length, uint64_t offset, uint32_t flags);
+int fdstash_image_trim(fdstash_image *image, uint64_t length, uint64_t offset);
+/* Makes all completed writes durable, backing layers included, and returns what
+ * any description, former ones too, has to report. */
+int fdstash_image_flush(fdstash_image *image);
+
+/* A request that consists of several calls, such as a metadata update: counted
+ * by the gate from enter to leave. Waits while its class is held. Returns a
+ * ticket (>= 0) for leave. */
+int fdstash_image_enter(fdstash_image *image, uint32_t class_bit);
+void fdstash_image_leave(fdstash_image *image, int ticket, uint32_t class_bit);
+
+/* The gate. Holds new requests of the classes in mask and waits until those in
+ * flight are done, at most timeout_ns (negative: without limit); -ETIMEDOUT
+ * leaves the gate open. With drain == 0 it does not wait. Owner; may be called
+ * again with a larger mask. Reading and writing from the thread that closed it:
+ * a held class gets -EDEADLK. */
+int fdstash_image_hold(fdstash_image *image, uint32_t mask, int drain, int64_t timeout_ns);
+void fdstash_image_release(fdstash_image *image);
+uint64_t fdstash_image_in_flight(fdstash_image *image);
+/* Publishes another layer; returns the old one, whose reference is now the
+ * caller's, to be dropped once fdstash_image_grace has returned 0. Owner. */
+fdstash_layer *fdstash_image_switch(fdstash_image *image, fdstash_layer *layer);
+/* Waits until every request that may have seen a former layer is done;
+ * -ETIMEDOUT. Owner. */
+int fdstash_image_grace(fdstash_image *image, int64_t timeout_ns);
+
+/* -------------------------------------------------------------------- swap --
+ * Acquire and check new descriptions for a set of files, then exchange them
+ * with the slots. The descriptions wait in a stash; after the exchange that
+ * stash holds the old ones, and the same call undoes it. Owner. */
+
+typedef struct fdstash_swap fdstash_swap;
+
+enum fdstash_route {
+    FDSTASH_ROUTE_KEEP = 0,  /* the slot is already as wanted */
+    FDSTASH_ROUTE_SETFL = 1, /* F_SETFL on the slot */
+    FDSTASH_ROUTE_STASH = 2, /* a descriptor that the caller provides */
+    FDSTASH_ROUTE_PROC = 4,  /* /proc/self/fd/SLOT */
+    FDSTASH_ROUTE_PATH = 8   /* the file's path */
+};
+
+enum fdstash_step {
+    FDSTASH_STEP_NONE = 0,
+    FDSTASH_STEP_OPEN = 1,      /* no new description */
+    FDSTASH_STEP_IDENTITY = 2,  /* another file */
+    FDSTASH_STEP_MODE = 3,      /* another access mode or O_DIRECT than asked for */
+    FDSTASH_STEP_SIZE = 4,      /* shorter than the image needs */
+    FDSTASH_STEP_ALIGNMENT = 5, /* O_DIRECT is not borne */
+    FDSTASH_STEP_SLOT = 6,      /* the slot is no longer the file it should be */
+    FDSTASH_STEP_LIMIT = 7,     /* a number at or above the soft RLIMIT_NOFILE */
+    FDSTASH_STEP_SYNC = 8,      /* fsync before the commit, on a remote file system */
+    FDSTASH_STEP_EXCHANGE = 9,  /* the exchange itself; undone */
+    FDSTASH_STEP_MEMORY = 10
+};
+
+typedef struct fdstash_failure {
+    int32_t index; /* of the file, or -1 */
+    int32_t step;  /* enum fdstash_step */
+    int32_t error; /* errno, positive */
+    int32_t route; /* enum fdstash_route */
+} fdstash_failure;
+
+/* References the files; allocates all that a commit needs. */
+int fdstash_swap_new(fdstash_file *const *files, size_t count, fdstash_swap **out);
+/* Drops what is held (see finish) and frees. */
+void fdstash_swap_free(fdstash_swap *swap);
+/* What is wanted of every file: flags is an access mode and perhaps O_DIRECT
+ * (files marked READONLY get O_RDONLY instead of O_RDWR); routes is a mask of
+ * those that may be used where no descriptor was provided. */
+void fdstash_swap_want(fdstash_swap *swap, int flags, uint32_t routes);
+/* Overrides for one file: an owned descriptor that the swap takes over, as if
+ * it had come by `route`. */
+int fdstash_swap_provide(fdstash_swap *swap, size_t index, int fd, uint32_t route);
+/* The path of one file, for FDSTASH_ROUTE_PATH; borrowed while the swap lives. */
+void fdstash_swap_set_path(fdstash_swap *swap, size_t index, int dirfd, const char *path,
+                           int beneath);
+/* Acquires and checks everything; on failure drops it all. With may_wait == 0,
+ * -EINPROGRESS where a server may have to be waited for: what was acquired is
+ * kept, and the call is to be made again, with may_wait, on a thread that can
+ * afford to hang. */
+int fdstash_swap_acquire(fdstash_swap *swap, int may_wait, fdstash_failure *failure);
+/* Proves what the exchange relies on. */
+int fdstash_swap_prove(fdstash_swap *swap, fdstash_failure *failure);
+/* The commit, and its own inverse. On failure what was done is undone. */
+int fdstash_swap_exchange(fdstash_swap *swap, fdstash_failure *failure);
+/* Reads through the new description before the exchange: the format's check of
+ * its header. Falls back on the slot where the route keeps the description. */
+int64_t fdstash_swap_pread(fdstash_swap *swap, size_t index, void *buffer, uint64_t length,
+                           uint64_t offset);
+/* Asks the old descriptions for errors and latches them in their files. */
+void fdstash_swap_settle(fdstash_swap *swap);
+/* Closes what the stash holds. close_errors (count entries or NULL) receives
+ * what each close said. */
+void fdstash_swap_finish(fdstash_swap *swap, int *close_errors);
+/* The route taken for each file, one byte each (count entries). */
+void fdstash_swap_routes(const fdstash_swap *swap, uint8_t *out);
+/* How many files were exchanged or had flags set. */
+size_t fdstash_swap_changed(const fdstash_swap *swap);
+/* Whether O_DIRECT differs from now for any file, and whether write access is
+ * taken away from any; tells which classes the gate must hold. */
+uint32_t fdstash_swap_classes(const fdstash_swap *swap);
+
+/* ----------------------------------------------------------- aligned buffer --
+ * Memory for O_DIRECT. Any thread. */
+
+/* Zeroed; alignment is a power of two; NULL without memory. */
+void *fdstash_buffer_new(size_t size, size_t alignment);
+void fdstash_buffer_free(void *buffer);
+
+/* ------------------------------------------------------------------- build --
+ * What this build and this kernel give. */
+
+enum fdstash_uring {
+    FDSTASH_URING_NOT_BUILT = 0, /* the core was built without liburing */
+    FDSTASH_URING_REFUSED = 1,   /* the kernel or a sandbox refuses it */
+    FDSTASH_URING_USABLE = 2
+};
+/* *error: errno when refused. */
+int fdstash_uring_probe(int *error);
+const char *fdstash_version(void);

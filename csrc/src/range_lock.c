@@ -1,0 +1,65 @@
+/* range_lock.c: a list of the ranges held. As many as there are writes in
+ * flight, so a scan is short; it is made only where an exclusive one is near. */
+#include "range_lock.h"
+
+void range_lock_init(struct range_lock *locks)
+{
+    pthread_mutex_init(&locks->lock, NULL);
+    pthread_cond_init(&locks->freed, NULL);
+    locks->held = NULL;
+    locks->waiting = 0;
+    locks->exclusive = 0;
+}
+
+void range_lock_destroy(struct range_lock *locks)
+{
+    pthread_cond_destroy(&locks->freed);
+    pthread_mutex_destroy(&locks->lock);
+}
+
+static int conflicts(const struct range_lock *locks, const struct range *range)
+{
+    if (!range->exclusive && locks->exclusive == 0)
+        return 0;
+    for (const struct range *other = locks->held; other; other = other->next)
+        if (range->start < other->end && other->start < range->end &&
+            (range->exclusive || other->exclusive))
+            return 1;
+    return 0;
+}
+
+void range_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
+                   int exclusive)
+{
+    range->start = start;
+    range->end = end;
+    range->exclusive = exclusive;
+    pthread_mutex_lock(&locks->lock);
+    while (conflicts(locks, range)) {
+        locks->waiting++;
+        pthread_cond_wait(&locks->freed, &locks->lock);
+        locks->waiting--;
+    }
+    range->prev = NULL;
+    range->next = locks->held;
+    if (locks->held)
+        locks->held->prev = range;
+    locks->held = range;
+    locks->exclusive += (unsigned)(exclusive != 0);
+    pthread_mutex_unlock(&locks->lock);
+}
+
+void range_release(struct range_lock *locks, struct range *range)
+{
+    pthread_mutex_lock(&locks->lock);
+    if (range->prev)
+        range->prev->next = range->next;
+    else
+        locks->held = range->next;
+    if (range->next)
+        range->next->prev = range->prev;
+    locks->exclusive -= (unsigned)(range->exclusive != 0);
+    if (locks->waiting)
+        pthread_cond_broadcast(&locks->freed);
+    pthread_mutex_unlock(&locks->lock);
+}

@@ -1,0 +1,33 @@
+/* range_lock.h: keeps overlapping writes to one file apart where one of them
+ * is a read-modify-write. A leaf. Any thread. */
+#ifndef FDSTASH_RANGE_LOCK_H
+#define FDSTASH_RANGE_LOCK_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+/* A range that a request holds; lives on the request's stack. */
+struct range {
+    uint64_t start;
+    uint64_t end; /* exclusive */
+    int exclusive;
+    struct range *prev, *next;
+};
+
+struct range_lock {
+    pthread_mutex_t lock;
+    pthread_cond_t freed;
+    struct range *held;
+    unsigned waiting;
+    unsigned exclusive; /* how many of the held ranges are exclusive */
+};
+
+void range_lock_init(struct range_lock *locks);
+void range_lock_destroy(struct range_lock *locks);
+/* Waits while an overlapping range is held, unless both are shared. A thread
+ * may hold one range of a file at a time. */
+void range_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
+                   int exclusive);
+void range_release(struct range_lock *locks, struct range *range);
+
+#endif

@@ -1,0 +1,61 @@
+"""fdstash: open disk images, and reopen them under load without losing them.
+
+Python decides, C moves the bytes, and a stashed descriptor means that no decision
+can lose the image. See `open`, `Image.reopen` and `FDStash`.
+"""
+
+import logging as _logging
+
+from fdstash._version import __version__
+from fdstash.buffers import AlignedBuffer
+from fdstash.errors import (
+    ClosedError,
+    Error,
+    FormatError,
+    ImageIOError,
+    LockError,
+    OptionError,
+    RefusedError,
+    ReopenError,
+    UnsupportedFormatError,
+)
+from fdstash.extents import Extent
+from fdstash.formats.create import create
+from fdstash.graph import probe
+from fdstash.hostfile import FileInfo
+from fdstash.image import Image, Limits, open, reopen_all  # noqa: A004 - as io and gzip do
+from fdstash.names import Beneath, anywhere
+from fdstash.opening import raise_nofile
+from fdstash.report import ReopenReport
+from fdstash.stash import FDStash
+from fdstash.waiting import pending_opens
+
+__all__ = [
+    "AlignedBuffer",
+    "Beneath",
+    "ClosedError",
+    "Error",
+    "Extent",
+    "FDStash",
+    "FileInfo",
+    "FormatError",
+    "Image",
+    "ImageIOError",
+    "Limits",
+    "LockError",
+    "OptionError",
+    "RefusedError",
+    "ReopenError",
+    "ReopenReport",
+    "UnsupportedFormatError",
+    "__version__",
+    "anywhere",
+    "create",
+    "open",
+    "pending_opens",
+    "probe",
+    "raise_nofile",
+    "reopen_all",
+]
+
+_logging.getLogger("fdstash").addHandler(_logging.NullHandler())

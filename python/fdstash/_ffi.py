@@ -1,0 +1,45 @@
+"""The only importer of the extension, and the only translation of its errors.
+
+The C core returns 0 or a count on success and ``-errno`` on failure. Every call
+releases the GIL.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NoReturn
+
+from fdstash._native import ffi, lib
+from fdstash.errors import ClosedError, ImageIOError, LockError, RefusedError
+
+__all__ = ["check", "ffi", "lib", "raise_for"]
+
+_Raised = type[ImageIOError] | type[LockError] | type[RefusedError]
+
+
+def raise_for(
+    rc: int,
+    filename: str | None = None,
+    message: str | None = None,
+    cls: _Raised = ImageIOError,
+) -> NoReturn:
+    """Raise what the negative errno `rc` means."""
+    if rc == -errno.ESHUTDOWN:
+        raise ClosedError("the image is closed, or was opened by the process this one forked from")
+    if rc == -errno.ENOMEM and message is None:
+        message = "no memory"
+    text = os.strerror(-rc)
+    raise cls(-rc, f"{message}: {text}" if message else text, filename)
+
+
+def check(
+    rc: int,
+    filename: str | None = None,
+    message: str | None = None,
+    cls: _Raised = ImageIOError,
+) -> int:
+    """Return `rc` unless it is a negative errno; then raise `cls` for it."""
+    if rc < 0:
+        raise_for(rc, filename, message, cls)
+    return rc

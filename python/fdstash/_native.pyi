@@ -1,0 +1,6 @@
+"""The extension that CMake builds from fdstash_api.h."""
+
+from typing import Any
+
+ffi: Any
+lib: Any

@@ -1,0 +1,451 @@
+"""`open` and `Image`: the face that users hold."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from fdstash import reopen as transaction
+from fdstash._ffi import ffi, lib, raise_for
+from fdstash.cache import cache_mode
+from fdstash.datapath import Requests, deadline, remaining
+from fdstash.errors import ImageIOError, OptionError, ReopenError
+from fdstash.extents import Extent, iterate
+from fdstash.file_object import ImageFile
+from fdstash.formats.base import Format
+from fdstash.graph import Graph, Source
+from fdstash.hostfile import FileInfo
+from fdstash.names import Resolver
+from fdstash.report import ReopenReport
+from fdstash.stash import FDStash
+from fdstash.state import ImageState
+
+__all__ = ["Image", "Limits", "open", "reopen_all"]
+
+_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+_BOUNCE_SIZE = 1 << 20
+_EVERYTHING = int(
+    Requests.READS | Requests.WRITES | Requests.UNALIGNED_WRITES | Requests.FLUSHES
+)
+
+
+class Limits(NamedTuple):
+    """What requests cost least, and what they may be; bytes. Any offset and memory works."""
+
+    offset_alignment: int  #: offsets and lengths of this multiple need no read-modify-write
+    memory_alignment: int  #: memory of this multiple needs no bounce buffer
+    preferred: int  #: a request of this size is moved in one piece in every mode
+    maximum: int  #: the largest request
+
+
+def open(  # noqa: A001 - the builtin's name, as in io and gzip
+    file: str | os.PathLike[str] | int,
+    mode: str = "r",
+    *,
+    format: str | None = None,  # noqa: A002 - qemu's word for it
+    cache: str = "writeback",
+    stash: FDStash | None = None,
+    resolver: Resolver | None = None,
+    lock: bool = True,
+    name: str | None = None,
+    **options: object,
+) -> Image:
+    """Open a disk image.
+
+    `file` is a path, or a descriptor, of which the image takes a dup; `name` says
+    what a descriptor is called, and without it the files that its header names are
+    looked up only in the stash. `mode` is ``r`` or ``r+``. `format` None looks at
+    the bytes, which never yields a writable raw image. `cache` is one of QEMU's
+    five names. `stash` is looked up before the host file system, and keeps all
+    that it holds. `resolver` says which other files a header may name: by default
+    those beneath its own folder. `lock=False` does without QEMU-compatible locks.
+    `options` are the format's: ``offset`` and ``size`` (bytes) for raw.
+
+    Raises `ImageIOError` (also the builtin of its errno), `LockError`,
+    `FormatError`, `RefusedError`, `OptionError`; nothing stays open then.
+    """
+    writable = transaction.writable_mode(mode)
+    wanted = cache_mode(cache)
+    if not isinstance(file, int):
+        file = os.fsdecode(file)
+    source = Source(file, name, format, options, resolver, lock)
+    graph = Graph.open(source, writable=writable, direct=wanted.direct, stash=stash)
+    try:
+        return Image(ImageState(graph, wanted, graph.files[0].name))
+    except BaseException:
+        graph.close()
+        raise
+
+
+class Image:
+    """An open disk image; made by `open`.
+
+    Offsets and sizes are bytes. Every method may be called from any thread; reads
+    and writes of mapped data run in C without the GIL. After `close`, and in a
+    forked child, methods raise `ClosedError`.
+    """
+
+    def __init__(self, state: ImageState) -> None:
+        self._state = state
+        self._core = state.core.handle
+
+    # -- what it is
+
+    @property
+    def size(self) -> int:
+        """Of the guest's disk."""
+        self._state.check_open()
+        return self._state.core.size
+
+    @property
+    def format(self) -> str:
+        """The format's name."""
+        return self._state.graph.format.name
+
+    @property
+    def mode(self) -> str:
+        """``r`` or ``r+``."""
+        return "r+" if self._state.graph.writable else "r"
+
+    @property
+    def cache(self) -> str:
+        """The cache mode's name."""
+        return self._state.cache.name
+
+    @property
+    def name(self) -> str:
+        """What the image is called: its path, unless `open` was told otherwise."""
+        return self._state.name
+
+    @property
+    def closed(self) -> bool:
+        """Whether requests are refused."""
+        return self._state.closed
+
+    @property
+    def backing(self) -> Image | None:
+        """The image that holes read from; None where there is none."""
+        self._state.check_open()
+        return None
+
+    @property
+    def format_info(self) -> Mapping[str, object]:
+        """What the format has to say beyond the size, as `qemu-img info` does."""
+        self._state.check_open()
+        return self._state.graph.format.info()
+
+    @property
+    def limits(self) -> Limits:
+        """Alignments in the present cache mode, and sizes of requests."""
+        self._state.check_open()
+        offset = memory = 1
+        if self._state.cache.direct:
+            for file in self._state.graph.files:
+                status = file.status()
+                offset = max(offset, status.offset_alignment)
+                memory = max(memory, status.memory_alignment)
+        return Limits(offset, memory, _BOUNCE_SIZE, sys.maxsize)
+
+    @property
+    def files(self) -> tuple[FileInfo, ...]:
+        """Every host file, as the kernel describes its descriptor now."""
+        while True:
+            self._state.check_open()
+            graph = self._state.graph
+            try:
+                return tuple(file.info() for file in graph.files)
+            except (ImageIOError, TypeError):
+                # A reopen with another path closed them meanwhile.
+                if graph is self._state.graph and not self._state.closed:
+                    raise
+
+    def extents(self, n: int | None = None, offset: int = 0) -> Iterator[Extent]:
+        """A lazy iterator over the runs of [offset, offset + n), None: to the end."""
+        size = self.size
+        _check_range(n or 0, offset)
+        end = size if n is None else min(size, offset + n)
+        return iterate(self._state, offset, end)
+
+    # -- requests
+
+    def pread(self, n: int, offset: int) -> bytes:
+        """Up to `n` bytes at `offset`; short only at the end of the image."""
+        _check_range(n, offset)
+        left = max(0, self._state.core.size - offset)
+        n = min(n, left)
+        buffer = _uncleared("char[]", n or 1)
+        got = lib.fdstash_image_pread(self._core, buffer, n, offset)
+        if got < 0:
+            self._fail(got)
+        data: bytes = ffi.buffer(buffer, got)[:]
+        return data
+
+    def preadv(self, buffers: Sequence[Any], offset: int) -> int:
+        """Fill writable buffers in turn; returns the bytes read, short only at the end."""
+        _check_range(0, offset)
+        if len(buffers) == 1:
+            with ffi.from_buffer("char[]", buffers[0], require_writable=True) as view:
+                got: int = lib.fdstash_image_pread(self._core, view, len(view), offset)
+        else:
+            with ExitStack() as pinned:
+                iov = _iovec(pinned, buffers, writable=True)
+                got = lib.fdstash_image_preadv(self._core, iov, len(iov), offset)
+        if got < 0:
+            self._fail(got)
+        return got
+
+    def pwrite(self, data: Any, offset: int, *, fua: bool = False) -> int:
+        """Write all of `data`; returns its length. `fua`: durable when it returns.
+
+        ENOSPC past the end (nothing is written), EBADF on an ``r`` image, EROFS
+        where an extent must not be written, EDEADLK from a `prepare` callable.
+        """
+        _check_range(0, offset)
+        with ffi.from_buffer("char[]", data) as view:
+            if not self._state.marked:
+                self._mark(len(view), offset)
+            done: int = lib.fdstash_image_pwrite(
+                self._core, view, len(view), offset, lib.FDSTASH_FUA if fua else 0
+            )
+        if done < 0:
+            self._fail(done)
+        return done
+
+    def pwritev(self, buffers: Sequence[Any], offset: int, *, fua: bool = False) -> int:
+        """As `pwrite`, of several buffers in turn."""
+        _check_range(0, offset)
+        with ExitStack() as pinned:
+            iov = _iovec(pinned, buffers, writable=False)
+            if not self._state.marked:
+                self._mark(sum(entry.length for entry in iov), offset)
+            done: int = lib.fdstash_image_pwritev(
+                self._core, iov, len(iov), offset, lib.FDSTASH_FUA if fua else 0
+            )
+        if done < 0:
+            self._fail(done)
+        return done
+
+    def zero(self, n: int, offset: int, *, unmap: bool = False, fua: bool = False) -> None:
+        """Make [offset, offset + n) read as zeros; `unmap` lets the host free the space."""
+        _check_range(n, offset)
+        if not self._state.marked:
+            self._mark(n, offset)
+        flags = (lib.FDSTASH_FUA if fua else 0) | (lib.FDSTASH_UNMAP if unmap else 0)
+        rc = lib.fdstash_image_zero(self._core, n, offset, flags)
+        if rc < 0:
+            self._fail(rc)
+
+    def trim(self, n: int, offset: int) -> None:
+        """The bytes are not needed any more; what they read as afterwards is not said."""
+        _check_range(n, offset)
+        if not self._state.marked:
+            self._mark(n, offset)
+        rc = lib.fdstash_image_trim(self._core, n, offset)
+        if rc < 0:
+            self._fail(rc)
+
+    def flush(self) -> None:
+        """Make completed writes durable; raises what write-back has met, also before a reopen."""
+        rc = lib.fdstash_image_flush(self._core)
+        if rc < 0:
+            self._fail(rc)
+
+    def resize(self, size: int) -> None:
+        """Make the disk `size` bytes long, with every request held meanwhile.
+
+        ENOTSUP where the format cannot, EBADF on an ``r`` image.
+        """
+        state = self._state
+        with state.lock:
+            state.check_open()
+            if not state.graph.writable:
+                raise_for(-errno.EBADF, state.name, "resize an image that is open read-only")
+            state.core.hold(_EVERYTHING, None)
+            try:
+                state.graph.format.resize(size)
+                old = state.graph.rebuild_layer()
+                state.core.switch(state.graph.layer)
+                old.release()
+            finally:
+                state.core.release()
+
+    # -- descriptors
+
+    def reopen(
+        self,
+        *,
+        mode: str | None = None,
+        cache: str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        backing: object = None,
+        stash: FDStash | None = None,
+        resolver: Resolver | None = None,
+        prepare: Callable[[], object] | None = None,
+        timeout: float | None = 30.0,
+    ) -> ReopenReport:
+        """Change how the image is open, under load: all of its files, or none.
+
+        An option left at None stays as it is. `path` equal to the image's own walks
+        the path again and must meet the same file; another `path` must hold the
+        same content, which `prepare` can see to: it is called with writes held,
+        just before the switch, and may read the image, not write it. `stash` is
+        looked at first, and keeps what it holds. `timeout` (seconds, None: no
+        limit) bounds opens that hang and requests that do not end.
+
+        Raises `ReopenError`, which names phase and file; the image is as it was.
+        """
+        options = {
+            "mode": mode,
+            "cache": cache,
+            "path": path,
+            "backing": backing,
+            "stash": stash,
+            "resolver": resolver,
+            "prepare": prepare,
+        }
+        return reopen_all([(self, options)], timeout=timeout)[0]
+
+    def extract_fds(self, stash: FDStash) -> None:
+        """Give `stash` a dup of every descriptor, under its file's name.
+
+        The duplicates share status flags with the image's own, so from now on a
+        cache mode is changed by a new description, not by F_SETFL.
+        """
+        with self._state.lock:
+            self._state.check_open()
+            self._state.graph.extract_fds(stash)
+
+    # -- the rest
+
+    def as_file(self) -> ImageFile:
+        """A file object with a position of its own; closing it leaves the image open."""
+        self._state.check_open()
+        return ImageFile(self)
+
+    def close(self) -> None:
+        """Flush, refuse new requests, wait for those in flight, close. Twice is nothing.
+
+        The image is closed also when this raises what the flush met.
+        """
+        self._state.close()
+
+    def __enter__(self) -> Self:
+        self._state.check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        state = getattr(self, "_state", None)
+        if state is not None and not state.closed:
+            warnings.warn(f"unclosed image {state.name!r}", ResourceWarning, source=self)
+            state.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<Image {self.name!r} closed>"
+        return f"<Image {self.name!r} {self.format} {self.mode} cache={self.cache}>"
+
+    def _fail(self, rc: int) -> None:
+        message = _REASONS.get(-rc)
+        raise_for(rc, self._state.name, message)
+
+    def _mark(self, n: int, offset: int) -> None:
+        """The format's mark of the first write, as a request that the gate counts."""
+        state = self._state
+        if not state.graph.writable or n == 0 or n > state.core.size - offset:
+            return
+        kind = int(Requests.UNALIGNED_WRITES)
+        ticket = state.core.enter(kind)
+        try:
+            with state.mark_lock:
+                # Writable still: what changes the mode waits for this request.
+                if state.graph.writable and not state.marked:
+                    if type(state.graph.format).before_first_write is not _UNMARKED:
+                        state.graph.format.before_first_write()
+                    state.marked = True
+        finally:
+            state.core.leave(ticket, kind)
+
+
+_UNMARKED = Format.before_first_write
+
+_REASONS = {
+    errno.ENOSPC: "past the end of the image, or the host is full",
+    errno.EBADF: "the image is open read-only",
+    errno.EROFS: "this extent must not be written",
+    errno.EACCES: "this extent may not be accessed",
+    errno.EDEADLK: "a reopen holds writes, and its own prepare callable must not write",
+}
+
+
+def _check_range(n: int, offset: int) -> None:
+    if n < 0 or offset < 0 or n + offset >= 1 << 63:
+        raise ImageIOError(errno.EINVAL, f"no such range: {n} bytes at {offset}")
+
+
+def _iovec(pinned: ExitStack, buffers: Sequence[Any], *, writable: bool) -> Any:
+    iov = ffi.new("fdstash_iovec[]", len(buffers))
+    for entry, buffer in zip(iov, buffers, strict=True):
+        view = ffi.from_buffer("char[]", buffer, require_writable=writable)
+        pinned.callback(ffi.release, view)
+        entry.base = view
+        entry.length = len(view)
+    return iov
+
+
+def reopen_all(
+    pairs: Iterable[tuple[Image, Mapping[str, Any]]], *, timeout: float | None = 30.0
+) -> list[ReopenReport]:
+    """Reopen several images at once, all or none: pairs of an image and the options
+    of `Image.reopen`. `timeout` bounds the whole.
+
+    Raises `ReopenError`; then every image is as it was.
+    """
+    wanted = list(pairs)
+    until = deadline(timeout)
+    states = [image._state for image, _ in wanted]  # noqa: SLF001 - its own module
+    if len(set(map(id, states))) < len(states):
+        raise OptionError("an image is named twice; give all its options at once")
+    with ExitStack() as held:
+        for state in sorted(states, key=id):
+            _take_lock(state, until, held)
+        changes = [
+            transaction.change_for(state, **options)
+            for state, (_, options) in zip(states, wanted, strict=True)
+        ]
+        for state in states:
+            state.sweep()
+        return transaction.run(changes, remaining(until))
+
+
+def _take_lock(state: ImageState, until: float | None, held: ExitStack) -> None:
+    """In a fixed order, so that two calls with the same images cannot wait for each other."""
+    left = remaining(until)
+    if not state.lock.acquire(timeout=-1 if left is None else left):
+        raise ReopenError(
+            errno.ETIMEDOUT, "another reopen is under way", phase="acquire", file=state.name
+        )
+    held.callback(state.lock.release)
+    state.check_open()
+    if state.busy:
+        raise ReopenError(
+            errno.EDEADLK,
+            "a reopen cannot be made from within a reopen of the same image",
+            phase="acquire",
+            file=state.name,
+        )
+    state.busy = True
+    held.callback(setattr, state, "busy", False)

@@ -1,0 +1,190 @@
+"""The transaction: all files of all images, or none.
+
+    acquire, prove     may fail: nothing has changed
+    hold the gate      only for what makes writes in flight wrong; may time out
+    flush, prepare     may fail: nothing has changed
+    commit             an exchange of descriptions, its own inverse
+    release            ask and close the old descriptions
+
+The stash of each swap is the journal: it holds the new descriptions before the
+commit and the old ones after it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
+
+from fdstash.cache import cache_mode
+from fdstash.changes import Change, Outcome, PathChange, SlotChange
+from fdstash.datapath import deadline, remaining
+from fdstash.errors import Error, FormatError, OptionError, ReopenError
+from fdstash.names import Resolver
+from fdstash.report import ReopenReport
+from fdstash.stash import FDStash
+from fdstash.state import ImageState
+from fdstash.swap import SwapError
+
+__all__ = ["change_for", "run", "writable_mode"]
+
+log = logging.getLogger("fdstash")
+
+
+def writable_mode(mode: str) -> bool:
+    """Whether an image opened in `mode` (``r`` or ``r+``) can be written."""
+    if mode not in ("r", "r+"):
+        raise OptionError(f"mode must be 'r' or 'r+', not {mode!r}", option="mode")
+    return mode == "r+"
+
+
+def change_for(
+    state: ImageState,
+    *,
+    mode: str | None = None,
+    cache: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+    backing: object = None,
+    stash: FDStash | None = None,
+    resolver: Resolver | None = None,
+    prepare: Callable[[], object] | None = None,
+) -> Change:
+    """The change that these options of `Image.reopen` ask for."""
+    writable = state.graph.writable if mode is None else writable_mode(mode)
+    wanted = state.cache if cache is None else cache_mode(cache)
+    if backing is not None:
+        name = state.graph.format.name
+        raise ReopenError(
+            errno.ENOTSUP,
+            f"{name} images have no backing file that could be changed",
+            phase="acquire",
+            file=state.graph.files[0].name,
+        )
+    target = None if path is None else os.fspath(path)
+    if target is None or target == state.graph.path:
+        return SlotChange(
+            state,
+            writable=writable,
+            cache=wanted,
+            stash=stash,
+            by_path=target is not None,
+            prepare=prepare,
+        )
+    source = state.graph.source._replace(
+        file=target,
+        name=target,
+        resolver=resolver or state.graph.source.resolver,
+    )
+    return PathChange(
+        state, source, writable=writable, cache=wanted, stash=stash, prepare=prepare
+    )
+
+
+def run(changes: Sequence[Change], timeout: float | None) -> list[ReopenReport]:
+    """Carry out all changes or none, and report each.
+
+    The caller holds the lock of every image. Raises `ReopenError`; whatever is
+    raised, every image is as it was before, unless the error says otherwise.
+    """
+    until = deadline(timeout)
+    phase = "acquire"
+    committed: list[Change] = []
+    times = [perf_counter_ns()]
+    try:
+        for change in changes:
+            change.acquire(until)
+        times.append(perf_counter_ns())
+        phase = "prove"
+        for change in changes:
+            change.prove()
+        times.append(perf_counter_ns())
+        phase = "gate"
+        for change in changes:
+            classes = change.classes()
+            if classes:
+                change.state.core.hold(classes, remaining(until))
+        times.append(perf_counter_ns())
+        phase = "prepare"
+        for change in changes:
+            change.before_commit()
+        times.append(perf_counter_ns())
+        in_flight = [change.state.core.in_flight() for change in changes]
+        phase = "commit"
+        for change in changes:
+            change.commit()
+            committed.append(change)
+        for change in changes:
+            change.settle()
+        times.append(perf_counter_ns())
+    except BaseException as error:
+        kept = _undo(changes, committed)
+        if not isinstance(error, Exception):
+            raise
+        raise _reopen_error(error, phase, rolled_back=kept) from error
+    for change in changes:
+        change.state.core.release()
+    outcomes = [change.finish() for change in changes]
+    times.append(perf_counter_ns())
+    return [
+        _report(outcome, times, count) for outcome, count in zip(outcomes, in_flight, strict=True)
+    ]
+
+
+def _report(outcome: Outcome, times: Sequence[int], in_flight: int) -> ReopenReport:
+    for name, code in outcome.close_errors:
+        log.warning("closing the former descriptor of %s: %s", name, os.strerror(code))
+    for warning in outcome.warnings:
+        log.warning("%s: %s", outcome.files[0].name, warning)
+    return ReopenReport(
+        files=outcome.files,
+        routes=outcome.routes,
+        phases=times,
+        requests_in_flight=in_flight,
+        files_changed=outcome.files_changed,
+        close_errors=outcome.close_errors,
+        warnings=outcome.warnings,
+    )
+
+
+def _undo(changes: Sequence[Change], committed: Sequence[Change]) -> bool:
+    """Bring every image back; whether that succeeded."""
+    whole = True
+    for change in reversed(committed):
+        try:
+            change.rollback()
+        except Error:
+            whole = False
+            log.exception("%s: the rollback failed", change.state.name)
+    for change in changes:
+        change.abandon()
+        change.state.core.release()
+    return whole
+
+
+def _reopen_error(error: Exception, phase: str, *, rolled_back: bool) -> ReopenError:
+    """What a user gets: phase and file, and the errno that tells the reason."""
+    if isinstance(error, ReopenError):
+        error.rolled_back = rolled_back
+        return error
+    file: str | None = None
+    code = errno.EIO
+    message = str(error)
+    if isinstance(error, SwapError):
+        code, message, file = error.errno, error.message, error.file
+    elif isinstance(error, TimeoutError) and error.errno is None:
+        code = errno.ETIMEDOUT
+        message = {
+            "gate": "requests in flight did not end in time",
+        }.get(phase, "an open did not return in time; it goes on by itself and is closed then")
+    elif isinstance(error, FormatError):
+        code, file = errno.EINVAL, error.file
+    elif isinstance(error, OSError):
+        code = error.errno or errno.EIO
+        message = error.strerror or message
+        file = error.filename if isinstance(error.filename, str) else None
+    elif phase == "prepare":
+        code = errno.ECANCELED
+        message = f"prepare raised {type(error).__name__}: {error}"
+    return ReopenError(code, message, phase=phase, file=file, rolled_back=rolled_back)

@@ -1,0 +1,100 @@
+"""What an open image consists of: shared by the face that users hold and a reopen."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import weakref
+
+from fdstash._ffi import lib
+from fdstash.cache import CacheMode
+from fdstash.datapath import DataPath
+from fdstash.errors import ClosedError, ImageIOError
+from fdstash.graph import Graph
+
+__all__ = ["ImageState", "image_flags"]
+
+#: Every open image of this process, for a forked child.
+_live: weakref.WeakSet[ImageState] = weakref.WeakSet()
+
+
+def image_flags(cache: CacheMode, *, writable: bool) -> int:
+    """The core's flags (`enum fdstash_image_flags`) for a mode and a cache mode."""
+    flags = lib.FDSTASH_WRITABLE if writable else 0
+    if cache.durable:
+        flags |= lib.FDSTASH_DSYNC
+    if cache.ignores_flush:
+        flags |= lib.FDSTASH_NO_FLUSH
+    return flags
+
+
+class ImageState:
+    """An open image without its face.
+
+    `lock` is held by whoever reopens, resizes or closes; requests need no lock.
+    `retired` are graphs that a request may still be using.
+    """
+
+    def __init__(self, graph: Graph, cache: CacheMode, name: str) -> None:
+        self.graph = graph
+        self.cache = cache
+        self.name = name
+        self.core = DataPath(graph.layer, image_flags(cache, writable=graph.writable))
+        self.lock = threading.RLock()
+        self.retired: list[Graph] = []
+        self.closed = False
+        self.busy = False
+        #: Whether the format has marked its header as written to.
+        self.marked = False
+        self.mark_lock = threading.Lock()
+        _live.add(self)
+
+    def check_open(self) -> None:
+        """Raises `ClosedError`."""
+        if self.closed:
+            raise ClosedError(f"the image {self.name!r} is closed")
+
+    def close(self) -> None:
+        """Flush, refuse requests, wait for those in flight, close every descriptor.
+
+        The image is closed whatever happens; the first error is raised then.
+        """
+        with self.lock:
+            if self.closed:
+                return
+            if self.busy:
+                raise ImageIOError(
+                    errno.EDEADLK, "an image cannot be closed from within its own reopen", self.name
+                )
+            error: ImageIOError | None = None
+            try:
+                if self.graph.writable:
+                    self.core.flush()
+            except ImageIOError as failed:
+                error = failed
+            self.closed = True
+            self.core.close()
+            for graph in (self.graph, *self.retired):
+                graph.close()
+            self.retired = []
+        if error is not None:
+            raise error
+
+    def sweep(self) -> None:
+        """Close retired graphs that no request can be using any more."""
+        if self.retired and self.core.grace(0):
+            for graph in self.retired:
+                graph.close()
+            self.retired = []
+
+
+def _in_forked_child() -> None:
+    # The core has closed the descriptors. Another thread of the parent may have
+    # held a lock, and is not here to let it go.
+    for state in list(_live):
+        state.closed = True
+        state.lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_in_forked_child)

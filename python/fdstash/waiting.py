@@ -1,0 +1,82 @@
+"""Calls that may hang in the kernel, bounded: a FUSE or NFS server that stopped.
+
+Such a call cannot be taken back. It goes on on a daemon thread, which disposes of
+what still arrives; until then it counts as pending.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["call_within", "pending_opens"]
+
+_T = TypeVar("_T")
+
+_lock = threading.Lock()
+_pending = 0
+
+
+def pending_opens() -> int:
+    """How many opens have outlived their timeout and still hang in the kernel."""
+    return _pending
+
+
+def _count(change: int) -> None:
+    global _pending  # noqa: PLW0603 - one count for the process, as documented
+    with _lock:
+        _pending += change
+
+
+class _Call(Generic[_T]):
+    """One call, its outcome, and who has to dispose of it."""
+
+    def __init__(self, function: Callable[[], _T], dispose: Callable[[_T], None]) -> None:
+        self.function = function
+        self.dispose = dispose
+        self.lock = threading.Lock()
+        self.done = threading.Event()
+        self.abandoned = False
+        self.result: _T
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self.function()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            self.error = error
+        with self.lock:
+            self.done.set()
+            abandoned = self.abandoned
+        if abandoned:
+            if self.error is None:
+                self.dispose(self.result)
+            _count(-1)
+
+    def abandon(self) -> bool:
+        """Leave the outcome to the thread; False when it has just arrived."""
+        with self.lock:
+            if self.done.is_set():
+                return False
+            self.abandoned = True
+            _count(1)
+            return True
+
+
+def call_within(
+    seconds: float | None, function: Callable[[], _T], dispose: Callable[[_T], None]
+) -> _T:
+    """`function()`, or `TimeoutError` after `seconds` (None: no limit).
+
+    After a timeout the call goes on, and `dispose` gets what it returns.
+    """
+    if seconds is None:
+        return function()
+    call = _Call(function, dispose)
+    threading.Thread(target=call.run, name="fdstash-open", daemon=True).start()
+    if not call.done.wait(seconds) and call.abandon():
+        raise TimeoutError
+    if call.error is not None:
+        raise call.error
+    return call.result
