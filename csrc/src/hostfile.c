@@ -127,10 +127,12 @@ int fdstash_file_unref(fdstash_file *file)
     int rc = 0;
     if (atomic_fetch_sub(&file->references, 1) != 1)
         return 0;
-    /* In a forked child the number is closed, and may be somebody else's. */
-    if (file->epoch == owned_epoch())
+    /* In a forked child the number is closed, and may be somebody else's, and
+     * threads that are not there still seem to wait for a range. */
+    if (file->epoch == owned_epoch()) {
         rc = fdstash_close_owned(file->slot);
-    range_lock_destroy(&file->ranges);
+        range_lock_destroy(&file->ranges);
+    }
     free(file);
     return rc;
 }

@@ -6,8 +6,9 @@
 
 #include "owned.h"
 
-static void describe(struct fdstash_image *image, const struct fdstash_layer *layer)
+static void describe(struct fdstash_image *image, struct fdstash_layer *layer)
 {
+    layer_require(layer);
     atomic_store(&image->size, layer->size);
     atomic_store(&image->whole_pages, (uint32_t)layer->whole_pages);
 }
@@ -58,7 +59,9 @@ void fdstash_image_free(fdstash_image *image)
     if (!image)
         return;
     fdstash_layer_unref(atomic_load(&image->layer));
-    gate_destroy(&image->gate);
+    /* In a forked child threads that are not there still seem to wait. */
+    if (image->epoch == owned_epoch())
+        gate_destroy(&image->gate);
     free(image);
 }
 

@@ -4,13 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-static void reach(struct fdstash_file *file, uint64_t end)
-{
-    uint64_t known = atomic_load(&file->required_size);
-    while (known < end && !atomic_compare_exchange_weak(&file->required_size, &known, end))
-        ;
-}
-
 static void survey(struct fdstash_layer *layer)
 {
     const fdstash_segment *segments = fdstash_map_segments(layer->map);
@@ -24,7 +17,6 @@ static void survey(struct fdstash_layer *layer)
             continue;
         if ((segments[i].start | segments[i].file_offset) & (grain - 1))
             layer->whole_pages = 0;
-        reach(layer->files[segments[i].file], segments[i].file_offset + segments[i].length);
     }
 }
 
@@ -53,6 +45,21 @@ int fdstash_layer_new(fdstash_map *map, fdstash_file *const *files, size_t count
     survey(layer);
     *out = layer;
     return 0;
+}
+
+void layer_require(struct fdstash_layer *layer)
+{
+    const fdstash_segment *segments = fdstash_map_segments(layer->map);
+    for (size_t i = 0; i < layer->count; i++)
+        atomic_store(&layer->files[i]->required_size, 0);
+    for (size_t i = 0; i < fdstash_map_count(layer->map); i++) {
+        if ((segments[i].kind & ~(uint32_t)FDSTASH_READONLY) != FDSTASH_DATA)
+            continue;
+        struct fdstash_file *file = layer->files[segments[i].file];
+        uint64_t end = segments[i].file_offset + segments[i].length;
+        if (atomic_load(&file->required_size) < end)
+            atomic_store(&file->required_size, end);
+    }
 }
 
 void layer_ref(struct fdstash_layer *layer)

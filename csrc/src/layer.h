@@ -20,5 +20,8 @@ struct fdstash_layer {
 };
 
 void layer_ref(struct fdstash_layer *layer);
+/* Tells the files how far the map reaches into them: a reopen accepts no shorter
+ * one. Owner. */
+void layer_require(struct fdstash_layer *layer);
 
 #endif

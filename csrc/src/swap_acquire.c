@@ -14,6 +14,7 @@
 
 void fdstash_swap_want(fdstash_swap *swap, int flags, uint32_t routes)
 {
+    fdstash_swap_finish(swap, NULL); /* of a reopen that was interrupted */
     swap->flags = flags & COMPARED;
     swap->routes = routes;
     for (size_t i = 0; i < swap->count; i++) {

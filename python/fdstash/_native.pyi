@@ -1,5 +1,4 @@
-"""The extension that CMake builds from fdstash_api.h."""
-
+# Built by CMake from fdstash_api.h.
 from typing import Any
 
 ffi: Any

@@ -71,7 +71,8 @@ class _SystemError(Error, OSError):
         # `OSError.__new__` is what stores errno, strerror and filename, since
         # this class has a `__new__` of its own; `OSError.__init__` does nothing.
         combined = _with_builtin(cls, args[0] if len(args) > 1 else None)
-        return super().__new__(combined, *args)  # type: ignore[return-value]
+        plain = [os.fspath(arg) if isinstance(arg, os.PathLike) else arg for arg in args]
+        return super().__new__(combined, *plain)  # type: ignore[return-value]
 
     def __reduce__(self) -> tuple[Any, ...]:
         args = self.args

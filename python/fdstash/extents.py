@@ -48,9 +48,7 @@ def iterate(state: ImageState, offset: int, end: int) -> Iterator[Extent]:
         yield from _runs(state, file, start, stop, shift)
 
 
-def _runs(
-    state: ImageState, file: HostFile, start: int, stop: int, shift: int
-) -> Iterator[Extent]:
+def _runs(state: ImageState, file: HostFile, start: int, stop: int, shift: int) -> Iterator[Extent]:
     while start < stop:
         state.check_open()
         length, is_data = file.data_run(start + shift, stop - start)

@@ -166,11 +166,11 @@ def _refuse_guessed_raw(name: str, filename: str) -> None:
         )
 
 
-def check_writable_format(source: Source, format: Format, filename: str) -> None:
+def check_writable_format(source: Source, image: Format, filename: str) -> None:
     """What decides, at open and at a reopen alike, whether an image may be written."""
     if source.format is None:
-        _refuse_guessed_raw(format.name, filename)
-    format.can_write()
+        _refuse_guessed_raw(image.name, filename)
+    image.can_write()
 
 
 def probe(path: str | os.PathLike[str]) -> str:
@@ -313,7 +313,8 @@ class _Opener:
             fd = opening.open_beneath(folder, place.path, flags, name)
         finally:
             opening.close_owned(folder)
-        path = os.path.normpath(os.path.join(place.folder or ".", place.path))
+        # As it was walked: with a symbolic link on the way, ".." is not text.
+        path = os.path.join(place.folder or "", place.path)
         return _Opened(fd, path, shared=False, key=None)
 
     # -- what is done with it
@@ -359,25 +360,26 @@ class _Opener:
         if shared is not None:
             self._graph.locks.join(shared, claim, may_write=file.may_write)
             return
-        fd = self._lock_descriptor(file, key)
+        fd, passed = self._lock_descriptor(file, key)
         try:
-            description = LockDescription(fd, identity, file.name)
+            description = LockDescription(fd, identity, file.name, passed=passed)
             self._graph.locks.join(description, claim, may_write=file.may_write)
         except BaseException:
             opening.close_owned(fd)
             raise
 
-    def _lock_descriptor(self, file: HostFile, key: str | None) -> int:
+    def _lock_descriptor(self, file: HostFile, key: str | None) -> tuple[int, bool]:
+        """A descriptor for the file's locks, and whether it was passed in."""
         stash = self._names.stash
         lock_key = self._names.lock_key(key, file.name, file.text)
         if stash is not None and lock_key is not None:
             fd = stash.dup(lock_key)
             try:
-                return opening.dup_owned(fd, file.name)
+                return opening.dup_owned(fd, file.name), True
             finally:
                 os.close(fd)
         try:
-            return opening.open_again(file.fd, os.O_RDONLY, file.name)
+            return opening.open_again(file.fd, os.O_RDONLY, file.name), False
         except OSError as error:
             raise LockError(
                 error.errno or errno.EACCES,

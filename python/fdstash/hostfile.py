@@ -147,9 +147,7 @@ class HostFile:
     def pwrite(self, data: bytes, offset: int, /) -> int:
         """Write all of `data`. The caller sees to the gate."""
         view = ffi.from_buffer(data)
-        return check(
-            lib.fdstash_file_pwrite(self._handle, view, len(view), offset, 0), self.name
-        )
+        return check(lib.fdstash_file_pwrite(self._handle, view, len(view), offset, 0), self.name)
 
     def flush(self) -> None:
         """Make completed writes durable; raises what write-back has met."""

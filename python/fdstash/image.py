@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -30,9 +31,7 @@ __all__ = ["Image", "Limits", "open", "reopen_all"]
 
 _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 _BOUNCE_SIZE = 1 << 20
-_EVERYTHING = int(
-    Requests.READS | Requests.WRITES | Requests.UNALIGNED_WRITES | Requests.FLUSHES
-)
+_EVERYTHING = int(Requests.READS | Requests.WRITES | Requests.UNALIGNED_WRITES | Requests.FLUSHES)
 
 
 class Limits(NamedTuple):
@@ -48,7 +47,7 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     file: str | os.PathLike[str] | int,
     mode: str = "r",
     *,
-    format: str | None = None,  # noqa: A002 - qemu's word for it
+    format: str | None = None,
     cache: str = "writeback",
     stash: FDStash | None = None,
     resolver: Resolver | None = None,
@@ -300,16 +299,16 @@ class Image:
 
         Raises `ReopenError`, which names phase and file; the image is as it was.
         """
-        options = {
-            "mode": mode,
-            "cache": cache,
-            "path": path,
-            "backing": backing,
-            "stash": stash,
-            "resolver": resolver,
-            "prepare": prepare,
-        }
-        return reopen_all([(self, options)], timeout=timeout)[0]
+        state = self._state
+        until = deadline(timeout)
+        _begin(state, until)
+        try:
+            change = transaction.change_for(
+                state, mode, cache, path, backing, stash, resolver, prepare
+            )
+            return transaction.run((change,), until)[0]
+        finally:
+            _end(state)
 
     def extract_fds(self, stash: FDStash) -> None:
         """Give `stash` a dup of every descriptor, under its file's name.
@@ -350,7 +349,9 @@ class Image:
     def __del__(self) -> None:
         state = getattr(self, "_state", None)
         if state is not None and not state.closed:
-            warnings.warn(f"unclosed image {state.name!r}", ResourceWarning, source=self)
+            warnings.warn(
+                f"unclosed image {state.name!r}", ResourceWarning, stacklevel=2, source=self
+            )
             state.close()
 
     def __repr__(self) -> str:
@@ -365,13 +366,13 @@ class Image:
     def _mark(self, n: int, offset: int) -> None:
         """The format's mark of the first write, as a request that the gate counts."""
         state = self._state
-        if not state.graph.writable or n == 0 or n > state.core.size - offset:
+        if n == 0 or n > state.core.size - offset:
             return
         kind = int(Requests.UNALIGNED_WRITES)
         ticket = state.core.enter(kind)
         try:
             with state.mark_lock:
-                # Writable still: what changes the mode waits for this request.
+                # Asked here, where a reopen that changes the mode waits for us.
                 if state.graph.writable and not state.marked:
                     if type(state.graph.format).before_first_write is not _UNMARKED:
                         state.graph.format.before_first_write()
@@ -409,43 +410,47 @@ def _iovec(pinned: ExitStack, buffers: Sequence[Any], *, writable: bool) -> Any:
 def reopen_all(
     pairs: Iterable[tuple[Image, Mapping[str, Any]]], *, timeout: float | None = 30.0
 ) -> list[ReopenReport]:
-    """Reopen several images at once, all or none: pairs of an image and the options
-    of `Image.reopen`. `timeout` bounds the whole.
+    """Reopen several images at once, all or none.
 
-    Raises `ReopenError`; then every image is as it was.
+    `pairs`: an image and the options of `Image.reopen` for it. `timeout` (seconds)
+    bounds the whole. Raises `ReopenError`; then every image is as it was.
     """
-    wanted = list(pairs)
-    until = deadline(timeout)
-    states = [image._state for image, _ in wanted]  # noqa: SLF001 - its own module
-    if len(set(map(id, states))) < len(states):
+    wanted = [(image._state, options) for image, options in pairs]  # noqa: SLF001 - its module
+    # In a fixed order, so that two calls with the same images cannot wait for each other.
+    states = sorted((state for state, _ in wanted), key=id)
+    if any(a is b for a, b in pairwise(states)):
         raise OptionError("an image is named twice; give all its options at once")
-    with ExitStack() as held:
-        for state in sorted(states, key=id):
-            _take_lock(state, until, held)
-        changes = [
-            transaction.change_for(state, **options)
-            for state, (_, options) in zip(states, wanted, strict=True)
-        ]
+    until = deadline(timeout)
+    with ExitStack() as begun:
         for state in states:
-            state.sweep()
-        return transaction.run(changes, remaining(until))
-
-
-def _take_lock(state: ImageState, until: float | None, held: ExitStack) -> None:
-    """In a fixed order, so that two calls with the same images cannot wait for each other."""
-    left = remaining(until)
-    if not state.lock.acquire(timeout=-1 if left is None else left):
-        raise ReopenError(
-            errno.ETIMEDOUT, "another reopen is under way", phase="acquire", file=state.name
+            _begin(state, until)
+            begun.callback(_end, state)
+        return transaction.run(
+            [transaction.change_for(state, **options) for state, options in wanted], until
         )
-    held.callback(state.lock.release)
-    state.check_open()
-    if state.busy:
+
+
+def _end(state: ImageState) -> None:
+    state.busy = False
+    state.lock.release()
+
+
+def _begin(state: ImageState, until: float | None) -> None:
+    if not state.lock.acquire(blocking=False):
+        left = remaining(until)
+        if not state.lock.acquire(timeout=-1 if left is None else left):
+            raise ReopenError(
+                errno.ETIMEDOUT, "another reopen is under way", phase="acquire", file=state.name
+            )
+    if state.busy or state.closed:
+        state.lock.release()
+        state.check_open()
         raise ReopenError(
             errno.EDEADLK,
             "a reopen cannot be made from within a reopen of the same image",
             phase="acquire",
             file=state.name,
         )
+    if state.retired:
+        state.sweep()
     state.busy = True
-    held.callback(setattr, state, "busy", False)

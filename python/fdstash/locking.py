@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -63,19 +64,36 @@ def _explain(byte: int) -> str:
     return f"another program has taken {_BYTES.get(byte, 'a permission')} on it"
 
 
+#: Over the claims of all descriptions: the graph of an open that outlived its
+#: timeout may let go of one while the image makes another claim on it.
+_claims_lock = threading.Lock()
+
+
+def _in_forked_child() -> None:
+    global _claims_lock  # noqa: PLW0603 - a thread that is not here may have held it
+    _claims_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
+
+
 class LockDescription:
     """The lock description of one inode, shared by the graphs that use the inode.
 
-    Owns `fd`. `identity` tells inodes apart. The holders change only under the
-    reopen lock of the image that they belong to.
+    Owns `fd`. `identity` tells inodes apart. `passed`: the description came from
+    outside, where others may hold it; locks must then be dropped one by one. Such
+    a description serves one image at a time, since it has no conflict with itself.
     """
 
-    __slots__ = ("claims", "fd", "identity", "name")
+    __slots__ = ("claims", "fd", "identity", "name", "passed")
 
-    def __init__(self, fd: int, identity: tuple[int, ...], name: str) -> None:
+    def __init__(
+        self, fd: int, identity: tuple[int, ...], name: str, *, passed: bool = False
+    ) -> None:
         self.fd = fd
         self.identity = identity
         self.name = name
+        self.passed = passed
         self.claims: dict[int, Claim] = {}  # by id of the LockSet
 
     def claimed(self, but: int | None = None) -> Claim:
@@ -108,9 +126,9 @@ class LockSet:
 
     def join(self, description: LockDescription, claim: Claim, *, may_write: bool) -> None:
         """Claim on one more file. Raises `LockError`; then nothing was claimed."""
-        present = description.claimed()
-        _acquire([description], claim, present)
-        description.claims[id(self)] = claim
+        with _claims_lock:
+            _acquire([description], claim, description.claimed())
+            description.claims[id(self)] = claim
         self._members[description.identity] = description
         if may_write:
             self._writable.append(description)
@@ -127,22 +145,24 @@ class LockSet:
 
         Raises `LockError`, and then nothing has changed.
         """
-        if self._writable and self._claim != WRITER:
-            _acquire(self._writable, WRITER, self._claim, self._array())
-        self._set(WRITER)
+        with _claims_lock:
+            if self._writable and self._claim != WRITER:
+                _acquire(self._writable, WRITER, self._claim, self._array())
+            self._set(WRITER)
 
     def narrow(self) -> bool:
         """From writing to reading; False when the kernel refused, and more is held."""
-        extra = self._claim.without(READER)
-        self._set(READER)
-        if not self._writable or extra == NOTHING:
-            return True
-        for _ in range(2):  # dropping a lock fails for no lasting reason
-            if not lib.fdstash_lock_release(
-                self._array(), len(self._writable), extra.used, extra.unshared
-            ):
+        with _claims_lock:
+            extra = self._claim.without(READER)
+            self._set(READER)
+            if not self._writable or extra == NOTHING:
                 return True
-        return False
+            for _ in range(2):  # dropping a lock fails for no lasting reason
+                if not lib.fdstash_lock_release(
+                    self._array(), len(self._writable), extra.used, extra.unshared
+                ):
+                    return True
+            return False
 
     def _set(self, claim: Claim) -> None:
         self._claim = claim
@@ -151,18 +171,21 @@ class LockSet:
 
     def close(self) -> None:
         """Drop every claim, and close descriptions that nobody else claims."""
-        for description in self._members.values():
-            claim = description.claims.pop(id(self), NOTHING)
-            if not description.claims:
-                close_owned(description.fd)
-                continue
-            extra = claim.without(description.claimed())
-            if extra != NOTHING:
-                fds = ffi.new("int[]", [description.fd])
-                lib.fdstash_lock_release(fds, 1, extra.used, extra.unshared)
+        with _claims_lock:
+            self._drop_all()
         self._members = {}
         self._writable = []
         self._fds = None
+
+    def _drop_all(self) -> None:
+        for description in self._members.values():
+            claim = description.claims.pop(id(self), NOTHING)
+            extra = claim.without(description.claimed())
+            if extra != NOTHING and (description.claims or description.passed):
+                fds = ffi.new("int[]", [description.fd])
+                lib.fdstash_lock_release(fds, 1, extra.used, extra.unshared)
+            if not description.claims:
+                close_owned(description.fd)
 
 
 def _acquire(

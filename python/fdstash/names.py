@@ -37,11 +37,11 @@ class Place(NamedTuple):
 
 
 class Beneath:
-    """A resolver: files beneath the folders given, or, with none, beneath the
-    folder of the file that names them.
+    """A resolver: files beneath the folders given.
 
-    The kernel, not the text, decides what ``..`` and symbolic links mean
-    (``openat2`` with RESOLVE_BENEATH).
+    With none, beneath the folder of the file that names them. The kernel,
+    not the text, decides what ``..`` and symbolic links mean (``openat2`` with
+    RESOLVE_BENEATH).
     """
 
     def __init__(self, *folders: str | os.PathLike[str]) -> None:

@@ -87,9 +87,7 @@ def raise_nofile(limit: int | None = None) -> int:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if limit is None else limit
-    if soft == resource.RLIM_INFINITY or (
-        wanted != resource.RLIM_INFINITY and soft >= wanted
-    ):
+    if soft == resource.RLIM_INFINITY or (wanted != resource.RLIM_INFINITY and soft >= wanted):
         return soft
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted

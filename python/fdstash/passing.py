@@ -83,8 +83,8 @@ def receive(stash: _S, sock: socket.socket) -> _S:
     return stash
 
 
-def _receive_message(stash: FDStash, sock: socket.socket) -> int:
-    """Add the descriptors of one message to `stash`; how many there were."""
+def _receive_message(stash: FDStash, sock: socket.socket) -> bool:
+    """Add the descriptors of one message to `stash`; False at the end of the run."""
     space = socket.CMSG_SPACE(_PER_MESSAGE * array.array("i").itemsize)
     header, ancillary, flags, _ = sock.recvmsg(_HEADER.size, space, socket.MSG_CMSG_CLOEXEC)
     fds: list[int] = []
@@ -103,15 +103,15 @@ def _receive_message(stash: FDStash, sock: socket.socket) -> int:
             raise ImageIOError(
                 errno.EPROTO, f"a message announces {count} descriptors and carries {len(fds)}"
             )
-        names = _receive_exactly(sock, size).split(b"\0")[:-1] if size else []
-        if len(names) != count or not all(names):
+        *names, rest = _receive_exactly(sock, size).split(b"\0")
+        if len(names) != count or not all(names) or rest:
             raise ImageIOError(errno.EPROTO, f"{len(names)} names came for {count} descriptors")
         for name in names:
             stash.add(os.fsdecode(name), fds[0])
             fds.pop(0)
     finally:
         _close_all(fds)
-    return count
+    return bool(names)
 
 
 def from_listen_fds(stash: _S) -> _S:
@@ -132,7 +132,13 @@ def from_listen_fds(stash: _S) -> _S:
     names = environment["LISTEN_FDNAMES"].split(":") if environment["LISTEN_FDNAMES"] else []
     for i in range(count):
         fd = _FIRST_LISTEN_FD + i
-        fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        except OSError as error:
+            stash.close()
+            raise ImageIOError(
+                errno.EBADF, f"LISTEN_FDS says {count}, but descriptor {fd} is not open"
+            ) from error
         # systemd's own word for a descriptor without a name
         stash.add(names[i] if i < len(names) and names[i] else "unknown", fd)
     return stash

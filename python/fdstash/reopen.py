@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 
 from fdstash.cache import cache_mode
-from fdstash.changes import Change, Outcome, PathChange, SlotChange
-from fdstash.datapath import deadline, remaining
+from fdstash.change import Change, Outcome
+from fdstash.datapath import remaining
 from fdstash.errors import Error, FormatError, OptionError, ReopenError
 from fdstash.names import Resolver
+from fdstash.path_change import PathChange
 from fdstash.report import ReopenReport
+from fdstash.slot_change import SlotChange
 from fdstash.stash import FDStash
 from fdstash.state import ImageState
 from fdstash.swap import SwapError
@@ -40,9 +42,8 @@ def writable_mode(mode: str) -> bool:
     return mode == "r+"
 
 
-def change_for(
+def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a microsecond
     state: ImageState,
-    *,
     mode: str | None = None,
     cache: str | None = None,
     path: str | os.PathLike[str] | None = None,
@@ -77,20 +78,17 @@ def change_for(
         name=target,
         resolver=resolver or state.graph.source.resolver,
     )
-    return PathChange(
-        state, source, writable=writable, cache=wanted, stash=stash, prepare=prepare
-    )
+    return PathChange(state, source, writable=writable, cache=wanted, stash=stash, prepare=prepare)
 
 
-def run(changes: Sequence[Change], timeout: float | None) -> list[ReopenReport]:
+def run(changes: Sequence[Change], until: float | None) -> list[ReopenReport]:
     """Carry out all changes or none, and report each.
 
-    The caller holds the lock of every image. Raises `ReopenError`; whatever is
-    raised, every image is as it was before, unless the error says otherwise.
+    `until` (`time.monotonic`; None: no limit) bounds opens and the gate. The caller
+    holds the lock of every image. Raises `ReopenError`; whatever is raised, every
+    image is as it was before, unless the error says otherwise.
     """
-    until = deadline(timeout)
     phase = "acquire"
-    committed: list[Change] = []
     times = [perf_counter_ns()]
     try:
         for change in changes:
@@ -114,17 +112,17 @@ def run(changes: Sequence[Change], timeout: float | None) -> list[ReopenReport]:
         phase = "commit"
         for change in changes:
             change.commit()
-            committed.append(change)
         for change in changes:
             change.settle()
         times.append(perf_counter_ns())
     except BaseException as error:
-        kept = _undo(changes, committed)
+        whole = _undo(changes)
         if not isinstance(error, Exception):
             raise
-        raise _reopen_error(error, phase, rolled_back=kept) from error
-    for change in changes:
-        change.state.core.release()
+        raise _reopen_error(error, phase, rolled_back=whole) from error
+    finally:
+        for change in changes:
+            change.state.core.release()
     outcomes = [change.finish() for change in changes]
     times.append(perf_counter_ns())
     return [
@@ -148,10 +146,10 @@ def _report(outcome: Outcome, times: Sequence[int], in_flight: int) -> ReopenRep
     )
 
 
-def _undo(changes: Sequence[Change], committed: Sequence[Change]) -> bool:
+def _undo(changes: Sequence[Change]) -> bool:
     """Bring every image back; whether that succeeded."""
     whole = True
-    for change in reversed(committed):
+    for change in reversed(changes):
         try:
             change.rollback()
         except Error:
@@ -159,7 +157,6 @@ def _undo(changes: Sequence[Change], committed: Sequence[Change]) -> bool:
             log.exception("%s: the rollback failed", change.state.name)
     for change in changes:
         change.abandon()
-        change.state.core.release()
     return whole
 
 

@@ -67,9 +67,7 @@ class ReopenReport:
     def phases(self) -> Mapping[str, int]:
         """Nanoseconds for each of `PHASES`."""
         times = self._phases
-        return MappingProxyType(
-            {name: times[i + 1] - times[i] for i, name in enumerate(PHASES)}
-        )
+        return MappingProxyType({name: times[i + 1] - times[i] for i, name in enumerate(PHASES)})
 
     @property
     def total_ns(self) -> int:

@@ -157,7 +157,7 @@ class FDStash:
 
     def __contains__(self, name: object) -> bool:
         """Whether `name` holds a descriptor."""
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name or "\0" in name:
             return False
         return bool(lib.fdstash_dup_all(self._open(), _encode(name), ffi.NULL, 0) > 0)
 

@@ -53,6 +53,10 @@ class Swap:
         self._handle = ffi.gc(out[0], lib.fdstash_swap_free)
         self._files = files
         self._failure = ffi.new("fdstash_failure *")
+        self._close_errors = ffi.new("int[]", len(files))
+        self._close_errors_view = ffi.buffer(self._close_errors)
+        self._routes = ffi.new("uint8_t[]", len(files))
+        self._routes_view = ffi.buffer(self._routes)
         self._paths: dict[int, Any] | None = None
         self._flags = 0
 
@@ -76,11 +80,12 @@ class Swap:
         lib.fdstash_swap_provide(self._handle, index, fd, lib.FDSTASH_ROUTE_STASH)
 
     def acquire(self, seconds: float | None) -> bool:
-        """Open and check everything. Raises `SwapError` or `TimeoutError`.
+        """Open and check everything; whether `prove` was part of it already.
 
-        Nothing has changed then. False after a `TimeoutError`'s kin is not
-        returned: see `waiting`. Returns True when the acquisition was bounded by
-        a thread of its own.
+        It is where a server may have to be waited for: all that may hang is done
+        on a thread, for at most `seconds`. Raises `SwapError` or `TimeoutError`;
+        nothing has changed then. After a `TimeoutError` this object belongs to
+        that thread and must not be used again.
         """
         rc = lib.fdstash_swap_acquire(self._handle, 0, self._failure)
         if rc == 0:
@@ -115,13 +120,11 @@ class Swap:
 
     def finish(self) -> tuple[tuple[str, int], ...]:
         """Close what is held: (file, errno) of each close that complained."""
-        errors = ffi.new("int[]", len(self._files))
+        errors = self._close_errors
         lib.fdstash_swap_finish(self._handle, errors)
-        if not any(bytes(ffi.buffer(errors))):
+        if not any(self._close_errors_view[:]):
             return ()
-        return tuple(
-            (file.name, -errors[i]) for i, file in enumerate(self._files) if errors[i] < 0
-        )
+        return tuple((file.name, -errors[i]) for i, file in enumerate(self._files) if errors[i] < 0)
 
     def abandon(self) -> None:
         """Close what is held, without a word."""
@@ -137,9 +140,9 @@ class Swap:
 
     def routes(self) -> bytes:
         """The route of each file: one byte each, a key of `ROUTE_NAMES`."""
-        out = ffi.new("uint8_t[]", len(self._files))
-        lib.fdstash_swap_routes(self._handle, out)
-        return bytes(ffi.buffer(out))
+        lib.fdstash_swap_routes(self._handle, self._routes)
+        routes: bytes = self._routes_view[:]
+        return routes
 
     @property
     def changed(self) -> int:

@@ -12,7 +12,7 @@ __all__ = ["create"]
 
 def create(
     path: str | os.PathLike[str],
-    format: str,  # noqa: A002 - the name in the public interface
+    format: str,
     size: int,
     **options: object,
 ) -> None:

@@ -40,7 +40,7 @@ class Raw(Format):
         self._window = window
 
     @classmethod
-    def recognise(cls, head: bytes, tail: bytes, size: int, filename: str) -> int:  # noqa: ARG003
+    def recognise(cls, head: bytes, tail: bytes, size: int, filename: str) -> int:
         """Anything can be raw: 1, so that every other format comes first."""
         return 1
 
@@ -48,9 +48,9 @@ class Raw(Format):
     def open(
         cls,
         file: FileChild,
-        opener: Opener,  # noqa: ARG003 - a raw image has one file
+        opener: Opener,
         *,
-        writable: bool,  # noqa: ARG003 - nothing in it forbids writing
+        writable: bool,
         options: Mapping[str, object],
     ) -> Self:
         """Checks the window against the file; without one the image is the whole file."""

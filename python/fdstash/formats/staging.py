@@ -70,7 +70,7 @@ class Staging:
         """Makes the folder `path` and those above it, where they are missing."""
         missing = []
         folder = os.path.abspath(os.fspath(path))
-        while not os.path.isdir(folder):
+        while not os.path.lexists(folder):
             missing.append(folder)
             folder = os.path.dirname(folder)
         try:

@@ -42,7 +42,7 @@ class Vmdk(Format):
         self._files = (file, *(distinct[index] for index in sorted(distinct)))
 
     @classmethod
-    def recognise(cls, head: bytes, tail: bytes, size: int, filename: str) -> int:  # noqa: ARG003
+    def recognise(cls, head: bytes, tail: bytes, size: int, filename: str) -> int:
         """Knows every kind of VMDK, those that `open` refuses by name included."""
         return 100 if sparse_variant(head) else descriptor_confidence(head)
 

@@ -1,0 +1,153 @@
+"""Other descriptions of the same files: another mode, another cache mode."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from fdstash.cache import CacheMode
+from fdstash.change import ALL_WRITES, Outcome
+from fdstash.datapath import remaining
+from fdstash.errors import ReopenError
+from fdstash.formats.base import FileChild
+from fdstash.graph import check_writable_format, open_flags
+from fdstash.names import StashNames
+from fdstash.stash import FDStash
+from fdstash.state import ImageState, image_flags
+
+__all__ = ["SlotChange"]
+
+
+class SlotChange:
+    """A `Change` that keeps the graph and exchanges the descriptions in its slots.
+
+    `by_path` walks the paths again, and must meet the same files.
+    """
+
+    def __init__(
+        self,
+        state: ImageState,
+        *,
+        writable: bool,
+        cache: CacheMode,
+        stash: FDStash | None = None,
+        by_path: bool = False,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        self.state = state
+        self.writable = writable
+        self.cache = cache
+        self.stash = stash
+        self.by_path = by_path
+        self.prepare = prepare
+        self._graph = state.graph
+        self._swap = state.graph.swap
+        self._proven = False
+        self._before = (state.graph.writable, state.cache)
+        self._widened = False
+
+    def acquire(self, until: float | None) -> None:
+        """A description for each file that needs another one."""
+        flags = open_flags(writable=self.writable, direct=self.cache.direct)
+        swap = self._swap
+        swap.want(flags, by_path=self.by_path)
+        if self.stash is not None:
+            self._provide(flags)
+        try:
+            self._proven = swap.acquire(remaining(until))
+        except TimeoutError:
+            # The thread that hangs has the old one, and disposes of it.
+            self._graph.forget_swap()
+            self._swap = self._graph.swap
+            raise
+
+    def _provide(self, flags: int) -> None:
+        names = StashNames(self.stash)
+        for file in self._graph.files:
+            key = names.key(file.name, file.text)
+            if key is None or self.stash is None:
+                continue
+            access = flags
+            if not file.may_write:
+                access = open_flags(writable=False, direct=self.cache.direct)
+            fd = self.stash.find_owned(key, access)
+            if fd >= 0:
+                self._swap.provide(file.index, fd)
+            elif fd != -errno.EACCES:  # EACCES: none that fits; another route may do
+                raise ReopenError(-fd, "dup from the stash", phase="acquire", file=file.name)
+
+    def prove(self) -> None:
+        """The swap, and on the way to writing the locks and the header."""
+        if not self._proven:
+            self._swap.prove()
+        if self.writable and not self._before[0]:
+            check_writable_format(self._graph.source, self._graph.format, self._graph.files[0].name)
+            if self._graph.source.lock:
+                self._graph.locks.widen()
+                self._widened = True
+            self._graph.format.revalidate(self._read_fresh)
+
+    def _read_fresh(self, file: FileChild, n: int, offset: int) -> bytes:
+        return self._swap.pread(file.index, n, offset)
+
+    def classes(self) -> int:
+        """What the swap says, or all writes where a callable runs."""
+        return self._swap.classes | (ALL_WRITES if self.prepare is not None else 0)
+
+    def before_commit(self) -> None:
+        """Run `prepare`, and look whether it left the header as it was."""
+        if self.prepare is not None:
+            self.prepare()
+            self._graph.format.revalidate(self._read_fresh)
+
+    def commit(self) -> None:
+        """Exchange, with flushes held until the old descriptions were asked."""
+        core = self.state.core
+        if self.cache.durable and not self._before[1].durable:
+            self._make_durable()
+        core.hold_flushes()
+        self._swap.exchange()
+        self._set(self.writable, self.cache)
+
+    def _make_durable(self) -> None:
+        """A guest that never flushes relies on every write, those before this one too."""
+        core, (writable, cache) = self.state.core, self._before
+        core.flags = image_flags(cache._replace(durable=True), writable=writable)
+        core.flush()
+
+    def _set(self, writable: bool, cache: CacheMode) -> None:
+        self._graph.writable = writable
+        self._graph.direct = cache.direct
+        self.state.cache = cache
+        self.state.core.flags = image_flags(cache, writable=writable)
+
+    def rollback(self) -> None:
+        """Exchange again."""
+        if self._swap.changed:
+            self._swap.exchange()
+        self._set(*self._before)
+
+    def abandon(self) -> None:
+        """Give locks and new descriptions up."""
+        if self._widened:
+            self._graph.locks.narrow()
+            self._widened = False
+        self._swap.abandon()
+
+    def settle(self) -> None:
+        """Ask the old descriptions for errors."""
+        self._swap.settle()
+
+    def finish(self) -> Outcome:
+        """Drop locks that are no longer needed, and the old descriptions."""
+        graph = self._graph
+        if self._before[0] != self.writable:
+            for file in graph.files:
+                file.writable = self.writable and file.may_write
+        warnings: tuple[str, ...] = ()
+        if self._before[0] and not self.writable and graph.source.lock:
+            self.state.marked = False
+            if not graph.locks.narrow():
+                warnings = ("the write locks could not be dropped and are still held",)
+        routes, changed = self._swap.routes(), self._swap.changed
+        return Outcome(graph.files, routes, changed, self._swap.finish(), warnings)
