@@ -31,8 +31,7 @@ static int ask_statx(struct fdstash_file *file, int fd)
 {
 #ifdef STATX_DIOALIGN
     struct statx stx;
-    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) < 0 ||
-        !(stx.stx_mask & STATX_DIOALIGN))
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) < 0 || !(stx.stx_mask & STATX_DIOALIGN))
         return 0;
     if (stx.stx_dio_offset_align == 0)
         return -EINVAL;

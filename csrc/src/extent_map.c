@@ -19,8 +19,7 @@ static int is_sound(const fdstash_segment *segment, uint64_t expected_start)
     /* Offsets go to the kernel as off_t. */
     if (__builtin_add_overflow(segment->start, segment->length, &end) || end > INT64_MAX)
         return 0;
-    return !__builtin_add_overflow(segment->file_offset, segment->length, &end) &&
-           end <= INT64_MAX;
+    return !__builtin_add_overflow(segment->file_offset, segment->length, &end) && end <= INT64_MAX;
 }
 
 int fdstash_map_new(const fdstash_segment *segments, size_t count, fdstash_map **out,

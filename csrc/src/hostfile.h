@@ -26,13 +26,13 @@ struct fdstash_file {
     uint64_t filesystem; /* f_type */
     uint32_t remote;
     struct file_identity identity;
-    _Atomic uint64_t required_size;  /* bytes that a layer's map reaches into it */
-    _Atomic uint32_t shared;         /* the description in the slot may be held by others */
-    _Atomic uint64_t fork_count;     /* when that description was made */
-    _Atomic uint32_t direct;         /* O_DIRECT is set, or about to be */
-    _Atomic uint32_t direct_proven;  /* some description of the inode bore O_DIRECT */
+    _Atomic uint64_t required_size; /* bytes that a layer's map reaches into it */
+    _Atomic uint32_t shared;        /* the description in the slot may be held by others */
+    _Atomic uint64_t fork_count;    /* when that description was made */
+    _Atomic uint32_t direct;        /* O_DIRECT is set, or about to be */
+    _Atomic uint32_t direct_proven; /* some description of the inode bore O_DIRECT */
     _Atomic uint32_t memory_alignment, offset_alignment; /* 0: not known yet */
-    _Atomic uint32_t dirty;          /* written since the last flush began */
+    _Atomic uint32_t dirty;                              /* written since the last flush began */
     _Atomic int latched; /* errno that a former description had not yet reported */
     struct range_lock ranges;
 };

@@ -39,7 +39,8 @@ static int is_direct(const struct fdstash_file *file)
 
 /* All of length, or up to the end of the file. In O_DIRECT a short read leaves
  * an unaligned rest, which is asked for again from its block's start. */
-static int64_t read_block(int fd, char *memory, uint64_t length, uint64_t offset, uint32_t alignment)
+static int64_t read_block(int fd, char *memory, uint64_t length, uint64_t offset,
+                          uint32_t alignment)
 {
     uint64_t done = 0;
     while (done < length) {
@@ -130,10 +131,9 @@ int64_t hostfile_readv(struct fdstash_file *file, struct iov_cursor *at, uint64_
         if (part > 0) {
             if (part < taken)
                 iov[0].iov_len = part;
-            ssize_t rc = count == 1
-                             ? pread(file->slot, iov[0].iov_base, iov[0].iov_len,
-                                     (off_t)(offset + done))
-                             : preadv(file->slot, iov, count, (off_t)(offset + done));
+            ssize_t rc = count == 1 ? pread(file->slot, iov[0].iov_base, iov[0].iov_len,
+                                            (off_t)(offset + done))
+                                    : preadv(file->slot, iov, count, (off_t)(offset + done));
             got = rc < 0 ? -errno : rc;
             if (got == -EINTR)
                 continue;

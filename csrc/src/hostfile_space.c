@@ -39,8 +39,8 @@ static int write_zeros(struct fdstash_file *file, uint64_t length, uint64_t offs
 /* Whether the file system or device cannot do it, rather than failed to. */
 static int cannot(int rc)
 {
-    return rc == -EOPNOTSUPP || rc == -ENODEV || rc == -ENOSYS || rc == -EINVAL ||
-           rc == -ENOTTY || rc == -EPERM;
+    return rc == -EOPNOTSUPP || rc == -ENODEV || rc == -ENOSYS || rc == -EINVAL || rc == -ENOTTY ||
+           rc == -EPERM;
 }
 
 /* The whole grains inside [offset, offset + length). */

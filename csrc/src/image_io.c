@@ -21,8 +21,8 @@ static int sum_lengths(const fdstash_iovec *iov, int count, uint64_t *total)
 
 /* ------------------------------------------------------------------ reads -- */
 
-static int64_t read_layer(const struct fdstash_layer *layer, struct iov_cursor *at,
-                          uint64_t length, uint64_t offset);
+static int64_t read_layer(const struct fdstash_layer *layer, struct iov_cursor *at, uint64_t length,
+                          uint64_t offset);
 
 static int64_t read_segment(const struct fdstash_layer *layer, const fdstash_segment *segment,
                             struct iov_cursor *at)
@@ -30,8 +30,8 @@ static int64_t read_segment(const struct fdstash_layer *layer, const fdstash_seg
     int64_t got;
     switch (KIND(segment)) {
     case FDSTASH_DATA:
-        got = hostfile_readv(layer->files[segment->file], at, segment->length,
-                             segment->file_offset);
+        got =
+            hostfile_readv(layer->files[segment->file], at, segment->length, segment->file_offset);
         /* The file is shorter than when the map was made: bytes are missing. */
         return got >= 0 && (uint64_t)got < segment->length ? -EIO : got;
     case FDSTASH_HOLE:
@@ -53,8 +53,8 @@ static int64_t read_segment(const struct fdstash_layer *layer, const fdstash_seg
     }
 }
 
-static int64_t read_layer(const struct fdstash_layer *layer, struct iov_cursor *at,
-                          uint64_t length, uint64_t offset)
+static int64_t read_layer(const struct fdstash_layer *layer, struct iov_cursor *at, uint64_t length,
+                          uint64_t offset)
 {
     uint64_t done = 0;
     while (done < length) {
@@ -242,8 +242,8 @@ static int change_space(fdstash_image *image, uint64_t length, uint64_t offset, 
         fdstash_segment segment;
         rc = fdstash_map_lookup(request.layer->map, offset, length, &segment);
         if (rc == 0 && KIND(&segment) == FDSTASH_DATA)
-            rc = change(request.layer->files[segment.file], &segment,
-                        (flags & FDSTASH_UNMAP) != 0, is_durable(&request, flags));
+            rc = change(request.layer->files[segment.file], &segment, (flags & FDSTASH_UNMAP) != 0,
+                        is_durable(&request, flags));
         offset += segment.length;
         length -= segment.length;
     }

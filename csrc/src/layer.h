@@ -13,8 +13,8 @@ struct fdstash_layer {
     fdstash_map *map;
     uint64_t size;
     struct fdstash_layer *backing; /* or NULL: holes read as zeros */
-    int whole_pages;  /* guest pages are host pages: an aligned write stays aligned */
-    int all_writable; /* every segment is data that may be written */
+    int whole_pages;               /* guest pages are host pages: an aligned write stays aligned */
+    int all_writable;              /* every segment is data that may be written */
     size_t count;
     struct fdstash_file *files[];
 };

@@ -16,7 +16,7 @@
 #define FIRST_BUCKETS 8
 
 struct entry {
-    struct entry *chain;        /* next of the same bucket, oldest first */
+    struct entry *chain; /* next of the same bucket, oldest first */
     struct entry *older, *newer;
     uint64_t hash;
     int fd;
@@ -186,7 +186,7 @@ static int make_entry(const char *name, int fd, struct entry **out)
 static int insert(FDStash *stash, const char *name, int fd, int replace)
 {
     struct stash *s = inside(stash);
-    struct entry *entry;
+    struct entry *entry = NULL;
     struct entry *replaced = NULL;
     int rc = make_entry(name, fd, &entry);
     if (rc < 0)
@@ -198,7 +198,10 @@ static int insert(FDStash *stash, const char *name, int fd, int replace)
             free(entry);
             return rc;
         }
+    } else {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
     }
+    int kept = entry->fd; /* entry is another thread's to free once it is in */
     pthread_mutex_lock(&s->lock);
     rc = make_room(s);
     if (rc == 0) {
@@ -208,12 +211,12 @@ static int insert(FDStash *stash, const char *name, int fd, int replace)
     }
     pthread_mutex_unlock(&s->lock);
     if (rc < 0) {
-        if (entry->fd != fd)
-            close(entry->fd);
+        if (kept != fd)
+            close(kept);
         free(entry);
         return rc;
     }
-    if (entry->fd != fd)
+    if (kept != fd)
         close(fd);
     /* Closing may block (a remote file system): not under the lock. */
     free_entries(replaced);

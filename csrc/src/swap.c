@@ -105,8 +105,8 @@ static int exchange_one(struct fdstash_swap *swap, struct swap_item *item)
     } else if (item->route != FDSTASH_ROUTE_KEEP) {
         rc = exchange_descriptions(item, swap->spare);
         if (rc == 0)
-            hostfile_set_private(file, item->exchanged ? item->slot_was_shared
-                                                       : item->fresh_is_shared);
+            hostfile_set_private(file,
+                                 item->exchanged ? item->slot_was_shared : item->fresh_is_shared);
     }
     if (rc == 0)
         item->exchanged = !item->exchanged;
@@ -192,8 +192,7 @@ size_t fdstash_swap_changed(const fdstash_swap *swap)
 {
     size_t changed = 0;
     for (size_t i = 0; i < swap->count; i++)
-        changed += (size_t)(swap->items[i].exchanged &&
-                            swap->items[i].route != FDSTASH_ROUTE_KEEP);
+        changed += (size_t)(swap->items[i].exchanged && swap->items[i].route != FDSTASH_ROUTE_KEEP);
     return changed;
 }
 

@@ -85,8 +85,7 @@ static int open_fresh(struct fdstash_swap *swap, struct swap_item *item, int may
     }
     if ((swap->routes & FDSTASH_ROUTE_PATH) && item->path) {
         item->route = FDSTASH_ROUTE_PATH;
-        fd = may_wait ? fdstash_open_path(item->dirfd, item->path, item->flags_after,
-                                          item->beneath)
+        fd = may_wait ? fdstash_open_path(item->dirfd, item->path, item->flags_after, item->beneath)
                       : fdstash_open_cached(item->dirfd, item->path, item->flags_after,
                                             item->beneath, file->identity.device);
         if (fd == -EAGAIN && !may_wait)
@@ -159,8 +158,7 @@ static int acquire_one(struct fdstash_swap *swap, size_t index, int may_wait, in
         if (!differ)
             return 0;
         item->route = FDSTASH_ROUTE_SETFL;
-        if ((swap->routes & FDSTASH_ROUTE_SETFL) &&
-            setfl_serves(file, differ, item->flags_after))
+        if ((swap->routes & FDSTASH_ROUTE_SETFL) && setfl_serves(file, differ, item->flags_after))
             return 0;
     }
     *step = FDSTASH_STEP_OPEN;

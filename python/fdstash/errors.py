@@ -161,7 +161,9 @@ class FormatError(Error, ValueError):
         self.field = field
 
     def __str__(self) -> str:
-        parts = [self.file] if self.file is not None else []
+        parts = []
+        if self.file is not None:
+            parts.append(self.file if self.file.isprintable() else repr(self.file))
         where = [f"at byte {self.offset}"] if self.offset is not None else []
         if self.field is not None:
             where.append(f"field {self.field}")

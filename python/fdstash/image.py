@@ -4,43 +4,34 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from fdstash import reopen as transaction
 from fdstash._ffi import ffi, lib, raise_for
 from fdstash.cache import cache_mode
-from fdstash.datapath import Requests, deadline, remaining
-from fdstash.errors import ImageIOError, OptionError, ReopenError
+from fdstash.datapath import Requests, deadline
+from fdstash.errors import ImageIOError, OptionError
 from fdstash.extents import Extent, iterate
 from fdstash.file_object import ImageFile
-from fdstash.formats.base import Format
-from fdstash.graph import Graph, Source
+from fdstash.file_opener import Source
+from fdstash.graph import Graph
 from fdstash.hostfile import FileInfo
+from fdstash.limits import Limits, limits_of
 from fdstash.names import Resolver
 from fdstash.report import ReopenReport
+from fdstash.requests import REASONS, check_range, gather
 from fdstash.stash import FDStash
 from fdstash.state import ImageState
 
-__all__ = ["Image", "Limits", "open", "reopen_all"]
+__all__ = ["Image", "open", "reopen_all"]
 
 _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-_BOUNCE_SIZE = 1 << 20
 _EVERYTHING = int(Requests.READS | Requests.WRITES | Requests.UNALIGNED_WRITES | Requests.FLUSHES)
-
-
-class Limits(NamedTuple):
-    """What requests cost least, and what they may be; bytes. Any offset and memory works."""
-
-    offset_alignment: int  #: offsets and lengths of this multiple need no read-modify-write
-    memory_alignment: int  #: memory of this multiple needs no bounce buffer
-    preferred: int  #: a request of this size is moved in one piece in every mode
-    maximum: int  #: the largest request
 
 
 def open(  # noqa: A001 - the builtin's name, as in io and gzip
@@ -53,6 +44,7 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     resolver: Resolver | None = None,
     lock: bool = True,
     name: str | None = None,
+    mark: bool = True,
     **options: object,
 ) -> Image:
     """Open a disk image.
@@ -64,6 +56,8 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     five names. `stash` is looked up before the host file system, and keeps all
     that it holds. `resolver` says which other files a header may name: by default
     those beneath its own folder. `lock=False` does without QEMU-compatible locks.
+    `mark=False` leaves the header alone when the image is first written to (VMDK's
+    CID, by which snapshots see it): for who writes only bytes that are there already.
     `options` are the format's: ``offset`` and ``size`` (bytes) for raw.
 
     Raises `ImageIOError` (also the builtin of its errno), `LockError`,
@@ -73,7 +67,7 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     wanted = cache_mode(cache)
     if not isinstance(file, int):
         file = os.fsdecode(file)
-    source = Source(file, name, format, options, resolver, lock)
+    source = Source(file, name, format, options, resolver, lock, mark)
     graph = Graph.open(source, writable=writable, direct=wanted.direct, stash=stash)
     try:
         return Image(ImageState(graph, wanted, graph.files[0].name))
@@ -143,13 +137,7 @@ class Image:
     def limits(self) -> Limits:
         """Alignments in the present cache mode, and sizes of requests."""
         self._state.check_open()
-        offset = memory = 1
-        if self._state.cache.direct:
-            for file in self._state.graph.files:
-                status = file.status()
-                offset = max(offset, status.offset_alignment)
-                memory = max(memory, status.memory_alignment)
-        return Limits(offset, memory, _BOUNCE_SIZE, sys.maxsize)
+        return limits_of(self._state)
 
     @property
     def files(self) -> tuple[FileInfo, ...]:
@@ -167,7 +155,7 @@ class Image:
     def extents(self, n: int | None = None, offset: int = 0) -> Iterator[Extent]:
         """A lazy iterator over the runs of [offset, offset + n), None: to the end."""
         size = self.size
-        _check_range(n or 0, offset)
+        check_range(n or 0, offset)
         end = size if n is None else min(size, offset + n)
         return iterate(self._state, offset, end)
 
@@ -175,7 +163,7 @@ class Image:
 
     def pread(self, n: int, offset: int) -> bytes:
         """Up to `n` bytes at `offset`; short only at the end of the image."""
-        _check_range(n, offset)
+        check_range(n, offset)
         left = max(0, self._state.core.size - offset)
         n = min(n, left)
         buffer = _uncleared("char[]", n or 1)
@@ -187,13 +175,13 @@ class Image:
 
     def preadv(self, buffers: Sequence[Any], offset: int) -> int:
         """Fill writable buffers in turn; returns the bytes read, short only at the end."""
-        _check_range(0, offset)
+        check_range(0, offset)
         if len(buffers) == 1:
             with ffi.from_buffer("char[]", buffers[0], require_writable=True) as view:
                 got: int = lib.fdstash_image_pread(self._core, view, len(view), offset)
         else:
             with ExitStack() as pinned:
-                iov = _iovec(pinned, buffers, writable=True)
+                iov = gather(pinned, buffers, writable=True)
                 got = lib.fdstash_image_preadv(self._core, iov, len(iov), offset)
         if got < 0:
             self._fail(got)
@@ -205,7 +193,7 @@ class Image:
         ENOSPC past the end (nothing is written), EBADF on an ``r`` image, EROFS
         where an extent must not be written, EDEADLK from a `prepare` callable.
         """
-        _check_range(0, offset)
+        check_range(0, offset)
         with ffi.from_buffer("char[]", data) as view:
             if not self._state.marked:
                 self._mark(len(view), offset)
@@ -218,9 +206,9 @@ class Image:
 
     def pwritev(self, buffers: Sequence[Any], offset: int, *, fua: bool = False) -> int:
         """As `pwrite`, of several buffers in turn."""
-        _check_range(0, offset)
+        check_range(0, offset)
         with ExitStack() as pinned:
-            iov = _iovec(pinned, buffers, writable=False)
+            iov = gather(pinned, buffers, writable=False)
             if not self._state.marked:
                 self._mark(sum(entry.length for entry in iov), offset)
             done: int = lib.fdstash_image_pwritev(
@@ -232,7 +220,7 @@ class Image:
 
     def zero(self, n: int, offset: int, *, unmap: bool = False, fua: bool = False) -> None:
         """Make [offset, offset + n) read as zeros; `unmap` lets the host free the space."""
-        _check_range(n, offset)
+        check_range(n, offset)
         if not self._state.marked:
             self._mark(n, offset)
         flags = (lib.FDSTASH_FUA if fua else 0) | (lib.FDSTASH_UNMAP if unmap else 0)
@@ -242,7 +230,7 @@ class Image:
 
     def trim(self, n: int, offset: int) -> None:
         """The bytes are not needed any more; what they read as afterwards is not said."""
-        _check_range(n, offset)
+        check_range(n, offset)
         if not self._state.marked:
             self._mark(n, offset)
         rc = lib.fdstash_image_trim(self._core, n, offset)
@@ -301,14 +289,14 @@ class Image:
         """
         state = self._state
         until = deadline(timeout)
-        _begin(state, until)
+        state.begin(until)
         try:
             change = transaction.change_for(
                 state, mode, cache, path, backing, stash, resolver, prepare
             )
             return transaction.run((change,), until)[0]
         finally:
-            _end(state)
+            state.end()
 
     def extract_fds(self, stash: FDStash) -> None:
         """Give `stash` a dup of every descriptor, under its file's name.
@@ -360,7 +348,7 @@ class Image:
         return f"<Image {self.name!r} {self.format} {self.mode} cache={self.cache}>"
 
     def _fail(self, rc: int) -> None:
-        message = _REASONS.get(-rc)
+        message = REASONS.get(-rc)
         raise_for(rc, self._state.name, message)
 
     def _mark(self, n: int, offset: int) -> None:
@@ -374,37 +362,11 @@ class Image:
             with state.mark_lock:
                 # Asked here, where a reopen that changes the mode waits for us.
                 if state.graph.writable and not state.marked:
-                    if type(state.graph.format).before_first_write is not _UNMARKED:
+                    if state.graph.source.mark:
                         state.graph.format.before_first_write()
                     state.marked = True
         finally:
             state.core.leave(ticket, kind)
-
-
-_UNMARKED = Format.before_first_write
-
-_REASONS = {
-    errno.ENOSPC: "past the end of the image, or the host is full",
-    errno.EBADF: "the image is open read-only",
-    errno.EROFS: "this extent must not be written",
-    errno.EACCES: "this extent may not be accessed",
-    errno.EDEADLK: "a reopen holds writes, and its own prepare callable must not write",
-}
-
-
-def _check_range(n: int, offset: int) -> None:
-    if n < 0 or offset < 0 or n + offset >= 1 << 63:
-        raise ImageIOError(errno.EINVAL, f"no such range: {n} bytes at {offset}")
-
-
-def _iovec(pinned: ExitStack, buffers: Sequence[Any], *, writable: bool) -> Any:
-    iov = ffi.new("fdstash_iovec[]", len(buffers))
-    for entry, buffer in zip(iov, buffers, strict=True):
-        view = ffi.from_buffer("char[]", buffer, require_writable=writable)
-        pinned.callback(ffi.release, view)
-        entry.base = view
-        entry.length = len(view)
-    return iov
 
 
 def reopen_all(
@@ -423,34 +385,8 @@ def reopen_all(
     until = deadline(timeout)
     with ExitStack() as begun:
         for state in states:
-            _begin(state, until)
-            begun.callback(_end, state)
+            state.begin(until)
+            begun.callback(state.end)
         return transaction.run(
             [transaction.change_for(state, **options) for state, options in wanted], until
         )
-
-
-def _end(state: ImageState) -> None:
-    state.busy = False
-    state.lock.release()
-
-
-def _begin(state: ImageState, until: float | None) -> None:
-    if not state.lock.acquire(blocking=False):
-        left = remaining(until)
-        if not state.lock.acquire(timeout=-1 if left is None else left):
-            raise ReopenError(
-                errno.ETIMEDOUT, "another reopen is under way", phase="acquire", file=state.name
-            )
-    if state.busy or state.closed:
-        state.lock.release()
-        state.check_open()
-        raise ReopenError(
-            errno.EDEADLK,
-            "a reopen cannot be made from within a reopen of the same image",
-            phase="acquire",
-            file=state.name,
-        )
-    if state.retired:
-        state.sweep()
-    state.busy = True

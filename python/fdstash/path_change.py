@@ -9,7 +9,8 @@ from fdstash.cache import CacheMode
 from fdstash.change import ALL_WRITES, Outcome
 from fdstash.datapath import remaining
 from fdstash.errors import ReopenError
-from fdstash.graph import Graph, Source
+from fdstash.file_opener import Source
+from fdstash.graph import Graph
 from fdstash.stash import FDStash
 from fdstash.state import ImageState, image_flags
 from fdstash.swap import ROUTES

@@ -9,8 +9,9 @@ from fdstash.cache import CacheMode
 from fdstash.change import ALL_WRITES, Outcome
 from fdstash.datapath import remaining
 from fdstash.errors import ReopenError
+from fdstash.file_opener import open_flags
 from fdstash.formats.base import FileChild
-from fdstash.graph import check_writable_format, open_flags
+from fdstash.graph import check_writable_format
 from fdstash.names import StashNames
 from fdstash.stash import FDStash
 from fdstash.state import ImageState, image_flags

@@ -9,8 +9,8 @@ import weakref
 
 from fdstash._ffi import lib
 from fdstash.cache import CacheMode
-from fdstash.datapath import DataPath
-from fdstash.errors import ClosedError, ImageIOError
+from fdstash.datapath import DataPath, remaining
+from fdstash.errors import ClosedError, ImageIOError, ReopenError
 from fdstash.graph import Graph
 
 __all__ = ["ImageState", "image_flags"]
@@ -54,6 +54,35 @@ class ImageState:
         """Raises `ClosedError`."""
         if self.closed:
             raise ClosedError(f"the image {self.name!r} is closed")
+
+    def begin(self, until: float | None) -> None:
+        """Take the image for a reopen, by then (`time.monotonic`) at the latest.
+
+        Raises `ReopenError`: ETIMEDOUT, or EDEADLK from within a reopen of its own.
+        """
+        if not self.lock.acquire(blocking=False):
+            left = remaining(until)
+            if not self.lock.acquire(timeout=-1 if left is None else left):
+                raise ReopenError(
+                    errno.ETIMEDOUT, "another reopen is under way", phase="acquire", file=self.name
+                )
+        if self.busy or self.closed:
+            self.lock.release()
+            self.check_open()
+            raise ReopenError(
+                errno.EDEADLK,
+                "a reopen cannot be made from within a reopen of the same image",
+                phase="acquire",
+                file=self.name,
+            )
+        if self.retired:
+            self.sweep()
+        self.busy = True
+
+    def end(self) -> None:
+        """Let it go."""
+        self.busy = False
+        self.lock.release()
 
     def close(self) -> None:
         """Flush, refuse requests, wait for those in flight, close every descriptor.

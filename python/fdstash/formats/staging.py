@@ -153,12 +153,23 @@ def _check_replaceable(target: str) -> os.stat_result | None:
         )
     fd = os.open(target, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(*_IMAGE_LOCKS))
+        locked = _is_locked(fd)
     finally:
         os.close(fd)
-    if _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
+    if locked:
         raise LockError(errno.EAGAIN, "in use as an image, so it is not replaced", target)
     return status
+
+
+def _is_locked(fd: int) -> bool:
+    """Whether anybody holds an image lock; where the file system has no locks, nobody does."""
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(*_IMAGE_LOCKS))
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        raise
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 def _set_aside(target: str, kept: str) -> None:

@@ -160,12 +160,13 @@ class _Parser:
         self._codec = known or "ascii"
 
     def _line(self, raw: bytes) -> None:
+        text = raw.strip(b" \t\r\v\f")
+        if not text or text.startswith(b"#"):
+            return
         try:
-            line = raw.decode(self._codec, "surrogateescape").strip(" \t\r\v\f")
+            line = text.decode(self._codec, "surrogateescape")
         except UnicodeDecodeError as error:
             raise self._error("encoding", f"the line is not {self._codec} text") from error
-        if not line or line.startswith("#"):
-            return
         extent = _EXTENT.fullmatch(line)
         if extent is not None:
             self._extent(*extent.groups(""))

@@ -1,0 +1,254 @@
+"""Where the descriptor of each file comes from: the stash, a descriptor, a path."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from fdstash import opening
+from fdstash.errors import ImageIOError, LockError, RefusedError
+from fdstash.hostfile import DIRECT, HostFile, access_name
+from fdstash.locking import READER, WRITER, LockDescription, LockSet
+from fdstash.names import Beneath, Place, Resolver, StashNames, join_name
+from fdstash.stash import FDStash
+
+__all__ = ["FileOpener", "Source", "open_flags"]
+
+
+class Source(NamedTuple):
+    """What an image is opened from, and how."""
+
+    file: str | int  #: a path, or a descriptor that the caller keeps
+    name: str | None  #: what the file is called; of a path, the path
+    format: str | None  #: None: look at the bytes
+    options: Mapping[str, object]  #: of the format
+    resolver: Resolver | None  #: None: beneath the folder of the file that names
+    lock: bool
+    mark: bool = True  #: whether a first write marks the header
+
+
+def open_flags(*, writable: bool, direct: bool) -> int:
+    """Access mode and O_DIRECT."""
+    return (os.O_RDWR if writable else os.O_RDONLY) | (DIRECT if direct else 0)
+
+
+class _Opened(NamedTuple):
+    fd: int
+    path: str | None
+    shared: bool
+    key: str | None  #: the stash's name for it
+
+
+class FileOpener:
+    """Opens the files of one graph: the formats' `Opener`."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        writable: bool,
+        direct: bool,
+        stash: FDStash | None,
+        others: LockSet | None,
+    ) -> None:
+        self.files: list[HostFile] = []
+        self.locks = LockSet()
+        self._source = source
+        self._writable = writable
+        self._direct = direct
+        self._names = StashNames(stash)
+        self._others = others
+        self._by_identity: dict[tuple[int, ...], HostFile] = {}
+
+    def open_first(self) -> HostFile:
+        """The file that the caller named."""
+        source = self._source
+        if isinstance(source.file, int):
+            fd = source.file
+            name = source.name if source.name is not None else f"fd:{fd}"
+            flags = open_flags(writable=self._writable, direct=self._direct)
+            return self._take(name, name, lambda: self._from_descriptor(fd, name, flags, None))
+        path = source.file
+        name = source.name or path
+        flags = open_flags(writable=self._writable, direct=self._direct)
+
+        def open_it() -> _Opened:
+            found = self._from_stash(name, path, flags)
+            return found or _Opened(opening.open_path(path, flags), path, shared=False, key=None)
+
+        return self._take(name, path, open_it)
+
+    def open(self, text: str, /, *, writable: bool) -> HostFile:
+        """The file that a header calls `text`."""
+        referrer = self.files[0]
+        source = self._source
+        named = not (isinstance(source.file, int) and source.name is None)
+        name = join_name(text, referrer.name if named else None)
+        flags = open_flags(writable=writable and self._writable, direct=self._direct)
+
+        def open_it() -> _Opened:
+            found = self._from_stash(name, text, flags)
+            if found:
+                return found
+            if not named:
+                raise ImageIOError(
+                    errno.ENOENT,
+                    f"{os.strerror(errno.ENOENT)}: the stash does not hold this file, and an"
+                    " image opened by descriptor without name= has no folder to look in",
+                    text,
+                )
+            return self._from_path(name, text, referrer.name, flags)
+
+        return self._take(name, text, open_it, may_write=writable)
+
+    # -- where a descriptor comes from
+
+    def _from_descriptor(self, fd: int, name: str, flags: int, key: str | None) -> _Opened:
+        """A dup where `fd` is what is wanted, else another description of its file."""
+        try:
+            has = fcntl.fcntl(fd, fcntl.F_GETFL)
+        except (OSError, ValueError, OverflowError):
+            raise ImageIOError(errno.EBADF, "the descriptor is not open", name) from None
+        compared = os.O_ACCMODE | DIRECT
+        refused = has & (os.O_APPEND | os.O_PATH)
+        if refused or (has & compared) == flags & compared:
+            # A refused one is refused by name where it is wrapped.
+            return _Opened(opening.dup_owned(fd, name), None, shared=True, key=key)
+        try:
+            again = opening.open_again(fd, flags, name)
+        except PermissionError as error:
+            raise ImageIOError(
+                errno.EACCES,
+                f"{os.strerror(errno.EACCES)}: the descriptor passed is open for"
+                f" {access_name(has)!r}, a descriptor for {access_name(flags)!r}"
+                f"{' with O_DIRECT' if flags & DIRECT else ''} was not passed, and the file's"
+                " permissions do not let this process open it again",
+                name,
+            ) from error
+        return _Opened(again, None, shared=False, key=key)
+
+    def _from_stash(self, name: str, text: str, flags: int) -> _Opened | None:
+        stash = self._names.stash
+        key = self._names.key(name, text)
+        if key is None or stash is None:
+            return None
+        fd = stash.find_owned(key, flags)
+        if fd >= 0:
+            return _Opened(fd, None, shared=True, key=key)
+        held = stash.dup(key)
+        try:
+            return self._from_descriptor(held, name, flags, key)
+        finally:
+            os.close(held)
+
+    def _from_path(self, name: str, text: str, referrer: str, flags: int) -> _Opened:
+        resolver = self._source.resolver or Beneath()
+        if not isinstance(resolver, Beneath):
+            allowed = resolver(text, referrer)
+            if allowed is None:
+                raise _refused(text, referrer, "the resolver does not allow it")
+            path = os.fspath(allowed)
+            return _Opened(opening.open_path(path, flags), path, shared=False, key=None)
+        error: OSError | None = None
+        for place in resolver.places(text, referrer):
+            try:
+                return self._from_place(place, name, flags)
+            except OSError as failed:
+                if failed.errno == errno.EXDEV:
+                    where = " or ".join(resolver.folders) or "the folder of the file that names it"
+                    failed = _refused(text, referrer, f"it is not beneath {where}")
+                if error is None or isinstance(error, RefusedError):
+                    error = failed
+        raise error or _refused(text, referrer, "no folder is allowed")
+
+    def _from_place(self, place: Place, name: str, flags: int) -> _Opened:
+        folder = opening.open_folder(place.folder or ".")
+        try:
+            fd = opening.open_beneath(folder, place.path, flags, name)
+        finally:
+            opening.close_owned(folder)
+        # As it was walked: with a symbolic link on the way, ".." is not text.
+        path = os.path.join(place.folder or "", place.path)
+        return _Opened(fd, path, shared=False, key=None)
+
+    # -- what is done with it
+
+    def _take(
+        self, name: str, text: str, open_it: Callable[[], _Opened], *, may_write: bool = True
+    ) -> HostFile:
+        opened = open_it()
+        try:
+            file = HostFile(
+                opened.fd,
+                name,
+                index=len(self.files),
+                path=opened.path,
+                text=text,
+                writable=self._writable and may_write,
+                may_write=may_write,
+                shared=opened.shared,
+            )
+        except BaseException:
+            opening.close_owned(opened.fd)
+            raise
+        try:
+            status = file.status()
+            identity = (status.device, status.inode, status.rdev)
+            known = self._by_identity.get(identity)
+            if known is None and self._source.lock:
+                self._lock(file, identity, opened.key)
+        except BaseException:
+            file.release()
+            raise
+        if known is not None:  # the header names one file twice
+            file.release()
+            return known
+        self._by_identity[identity] = file
+        self.files.append(file)
+        return file
+
+    def _lock(self, file: HostFile, identity: tuple[int, ...], key: str | None) -> None:
+        claim = WRITER if file.writable else READER
+        shared = self._others.find(identity) if self._others else None
+        if shared is not None:
+            self.locks.join(shared, claim, may_write=file.may_write)
+            return
+        fd, passed = self._lock_descriptor(file, key)
+        try:
+            description = LockDescription(fd, identity, file.name, passed=passed)
+            self.locks.join(description, claim, may_write=file.may_write)
+        except BaseException:
+            opening.close_owned(fd)
+            raise
+
+    def _lock_descriptor(self, file: HostFile, key: str | None) -> tuple[int, bool]:
+        """A descriptor for the file's locks, and whether it was passed in."""
+        stash = self._names.stash
+        lock_key = self._names.lock_key(key, file.name, file.text)
+        if stash is not None and lock_key is not None:
+            fd = stash.dup(lock_key)
+            try:
+                return opening.dup_owned(fd, file.name), True
+            finally:
+                os.close(fd)
+        try:
+            return opening.open_again(file.fd, os.O_RDONLY, file.name), False
+        except OSError as error:
+            raise LockError(
+                error.errno or errno.EACCES,
+                "a descriptor for the locks cannot be made"
+                f" ({os.strerror(error.errno or errno.EACCES)}); pass one in the stash as"
+                f" 'lock:{file.name}', or use lock=False",
+                file.name,
+            ) from error
+
+
+def _refused(text: str, referrer: str, why: str) -> RefusedError:
+    return RefusedError(
+        errno.EACCES,
+        f"{referrer!r} names a file that it may not: {why}; a resolver= can allow it",
+        text,
+    )

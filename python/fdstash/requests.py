@@ -1,0 +1,39 @@
+"""What the arguments of a request become for the core, and what its refusals mean."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from fdstash._ffi import ffi
+from fdstash.errors import ImageIOError
+
+__all__ = ["REASONS", "check_range", "gather"]
+
+#: By errno: what a request was refused for.
+REASONS = {
+    errno.ENOSPC: "past the end of the image, or the host is full",
+    errno.EBADF: "the image is open read-only",
+    errno.EROFS: "this extent must not be written",
+    errno.EACCES: "this extent may not be accessed",
+    errno.EDEADLK: "a reopen holds writes, and its own prepare callable must not write",
+}
+
+
+def check_range(n: int, offset: int) -> None:
+    """Raises `ImageIOError` (EINVAL) for what no file can have."""
+    if n < 0 or offset < 0 or n + offset >= 1 << 63:
+        raise ImageIOError(errno.EINVAL, f"no such range: {n} bytes at {offset}")
+
+
+def gather(pinned: ExitStack, buffers: Sequence[Any], *, writable: bool) -> Any:
+    """The core's vector of `buffers`, pinned for as long as `pinned` is open."""
+    iov = ffi.new("fdstash_iovec[]", len(buffers))
+    for entry, buffer in zip(iov, buffers, strict=True):
+        view = ffi.from_buffer("char[]", buffer, require_writable=writable)
+        pinned.callback(ffi.release, view)
+        entry.base = view
+        entry.length = len(view)
+    return iov
