@@ -236,6 +236,8 @@ int fdstash_image_trim(fdstash_image *image, uint64_t length, uint64_t offset);
 /* Makes all completed writes durable, backing layers included, and returns what
  * any description, former ones too, has to report. */
 int fdstash_image_flush(fdstash_image *image);
+/* The same on behalf of a reopen: the next flush returns the error as well. */
+int fdstash_image_sync(fdstash_image *image);
 
 /* A request that consists of several calls, such as a metadata update: counted
  * by the gate from enter to leave. Waits while its class is held. Returns a

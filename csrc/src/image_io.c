@@ -261,26 +261,26 @@ int fdstash_image_trim(fdstash_image *image, uint64_t length, uint64_t offset)
     return change_space(image, length, offset, 0, trim_part);
 }
 
-/* Every file is tried, so that one bad file leaves no other unflushed. */
-static int flush_layers(const struct fdstash_layer *layer)
+/* Every file is tried, so that one bad file leaves no other unflushed. What a
+ * file has to report is latched first, and so found in one place. */
+static void flush_layers(const struct fdstash_layer *layer)
 {
-    int first_error = 0;
     for (; layer; layer = layer->backing) {
         for (size_t i = 0; i < layer->count; i++) {
             int rc = hostfile_flush_dirty(layer->files[i]);
-            if (rc < 0 && !first_error)
-                first_error = rc;
+            if (rc < 0)
+                hostfile_latch(layer->files[i], -rc);
         }
     }
-    return first_error;
 }
 
-static int take_latched(const struct fdstash_layer *layer)
+static int collect_latched(const struct fdstash_layer *layer, int take)
 {
     int first_error = 0;
     for (; layer; layer = layer->backing) {
         for (size_t i = 0; i < layer->count; i++) {
-            int rc = fdstash_file_take_latched(layer->files[i]);
+            struct fdstash_file *file = layer->files[i];
+            int rc = take ? fdstash_file_take_latched(file) : -atomic_load(&file->latched);
             if (rc < 0 && !first_error)
                 first_error = rc;
         }
@@ -288,19 +288,28 @@ static int take_latched(const struct fdstash_layer *layer)
     return first_error;
 }
 
-int fdstash_image_flush(fdstash_image *image)
+static int flush(fdstash_image *image, int take)
 {
     int ticket = image_enter(image, FDSTASH_FLUSHES);
     if (ticket < 0)
         return ticket;
     const struct fdstash_layer *layer = atomic_load(&image->layer);
-    int rc = 0;
     if (!(atomic_load(&image->flags) & FDSTASH_NO_FLUSH))
-        rc = flush_layers(layer);
+        flush_layers(layer);
     /* A swap may just have put the description that knows of an error out of
      * reach of fdatasync: it holds this class until it has latched the error. */
     gate_wait_open(&image->gate, FDSTASH_FLUSHES);
-    int latched = take_latched(layer);
+    int rc = collect_latched(layer, take);
     fdstash_image_leave(image, ticket, FDSTASH_FLUSHES);
-    return rc < 0 ? rc : latched;
+    return rc;
+}
+
+int fdstash_image_flush(fdstash_image *image)
+{
+    return flush(image, 1);
+}
+
+int fdstash_image_sync(fdstash_image *image)
+{
+    return flush(image, 0);
 }

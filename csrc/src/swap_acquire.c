@@ -197,15 +197,20 @@ int fdstash_swap_acquire(fdstash_swap *swap, int may_wait, fdstash_failure *fail
     return 0;
 }
 
-/* The slot is still the file it should be: nobody closed or reused the number. */
-static int prove_slot(struct swap_item *item)
+/* The slot is still the file it should be, nobody closed or reused the number,
+ * and the file is still as long as the image needs. */
+static int prove_slot(struct swap_item *item, int *step)
 {
     struct file_identity identity;
     uint64_t size;
+    *step = FDSTASH_STEP_SLOT;
     int rc = identity_of(item->file->slot, &identity, &size);
     if (rc < 0)
         return rc;
-    return identity_equal(&identity, &item->file->identity) ? 0 : -ESTALE;
+    if (!identity_equal(&identity, &item->file->identity))
+        return -ESTALE;
+    *step = FDSTASH_STEP_SIZE;
+    return size < atomic_load(&item->file->required_size) ? -EFBIG : 0;
 }
 
 int fdstash_swap_prove(fdstash_swap *swap, fdstash_failure *failure)
@@ -215,9 +220,10 @@ int fdstash_swap_prove(fdstash_swap *swap, fdstash_failure *failure)
         return swap_fail(failure, swap, SIZE_MAX, FDSTASH_STEP_LIMIT, -errno);
     for (size_t i = 0; i < swap->count; i++) {
         struct swap_item *item = &swap->items[i];
-        int rc = prove_slot(item);
+        int step;
+        int rc = prove_slot(item, &step);
         if (rc < 0)
-            return swap_fail(failure, swap, i, FDSTASH_STEP_SLOT, rc);
+            return swap_fail(failure, swap, i, step, rc);
         if (item->fresh < 0)
             continue;
         /* dup3 refuses a number at or above the limit, even one in use. */
@@ -229,6 +235,8 @@ int fdstash_swap_prove(fdstash_swap *swap, fdstash_failure *failure)
         if (item->file->remote && (item->flags_before & O_ACCMODE) != O_RDONLY) {
             /* Such a file system may tell an error only to who asks for it. */
             rc = hostfile_flush_dirty(item->file);
+            if (rc < 0)
+                hostfile_latch(item->file, -rc); /* the next flush returns it */
             if (rc < 0)
                 return swap_fail(failure, swap, i, FDSTASH_STEP_SYNC, rc);
         }

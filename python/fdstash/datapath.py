@@ -130,6 +130,10 @@ class DataPath:
         """Make completed writes durable. Raises `ImageIOError`."""
         check(lib.fdstash_image_flush(self._handle), None, "flush")
 
+    def sync(self) -> None:
+        """As `flush`, for a reopen: the next `flush` returns the error as well."""
+        check(lib.fdstash_image_sync(self._handle), None, "flush")
+
     def switch(self, layer: Layer) -> None:
         """Publish another layer. The old one must be kept until `grace` says True."""
         old = lib.fdstash_image_switch(self._handle, layer.handle)

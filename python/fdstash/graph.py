@@ -127,7 +127,9 @@ class Graph:
 
     def close(self) -> None:
         """Drop every reference; a slot closes when nobody uses it any more."""
-        self._swap = None
+        if self._swap is not None:
+            self._swap.release()
+            self._swap = None
         if hasattr(self, "layer"):
             self.layer.release()
         for file in self.files:
@@ -141,7 +143,7 @@ def _open_format(file: HostFile, opener: FileOpener, source: Source, *, writable
         name = _probe(file)
         if writable:
             _refuse_guessed_raw(name, file.name)
-    driver = registry.driver(name)
+    driver = registry.driver(name, file.name)
     return driver.open(file, opener, writable=writable, options=source.options)
 
 

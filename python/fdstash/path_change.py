@@ -93,12 +93,13 @@ class PathChange:
 
     def before_commit(self) -> None:
         """Flush the old graph, run `prepare`, look at the new header again."""
-        if self._old.writable:
-            self.state.core.flush()
+        # Also of an image that is read-only by now: what it wrote before must be down.
+        self.state.core.sync()
         if self.prepare is not None:
             self.prepare()
             # What it wrote may have changed the header that was parsed.
             self._graph.format.revalidate(lambda file, n, offset: file.pread(n, offset))
+            self._graph.format.check_lengths()
 
     def commit(self) -> None:
         """Switch one pointer."""

@@ -15,6 +15,7 @@ from fdstash.graph import check_writable_format
 from fdstash.names import StashNames
 from fdstash.stash import FDStash
 from fdstash.state import ImageState, image_flags
+from fdstash.swap import Swap
 
 __all__ = ["SlotChange"]
 
@@ -42,15 +43,16 @@ class SlotChange:
         self.by_path = by_path
         self.prepare = prepare
         self._graph = state.graph
-        self._swap = state.graph.swap
+        self._swap: Swap
         self._proven = False
+        self._committing = False
         self._before = (state.graph.writable, state.cache)
         self._widened = False
 
     def acquire(self, until: float | None) -> None:
         """A description for each file that needs another one."""
         flags = open_flags(writable=self.writable, direct=self.cache.direct)
-        swap = self._swap
+        swap = self._swap = self._graph.swap
         swap.want(flags, by_path=self.by_path)
         if self.stash is not None:
             self._provide(flags)
@@ -59,7 +61,7 @@ class SlotChange:
         except TimeoutError:
             # The thread that hangs has the old one, and disposes of it.
             self._graph.forget_swap()
-            self._swap = self._graph.swap
+            del self._swap
             raise
 
     def _provide(self, flags: int) -> None:
@@ -104,6 +106,7 @@ class SlotChange:
     def commit(self) -> None:
         """Exchange, with flushes held until the old descriptions were asked."""
         core = self.state.core
+        self._committing = True
         if self.cache.durable and not self._before[1].durable:
             self._make_durable()
         core.hold_flushes()
@@ -114,7 +117,7 @@ class SlotChange:
         """A guest that never flushes relies on every write, those before this one too."""
         core, (writable, cache) = self.state.core, self._before
         core.flags = image_flags(cache._replace(durable=True), writable=writable)
-        core.flush()
+        core.sync()
 
     def _set(self, writable: bool, cache: CacheMode) -> None:
         self._graph.writable = writable
@@ -124,6 +127,8 @@ class SlotChange:
 
     def rollback(self) -> None:
         """Exchange again."""
+        if not self._committing:
+            return
         if self._swap.changed:
             self._swap.exchange()
         self._set(*self._before)
@@ -133,7 +138,8 @@ class SlotChange:
         if self._widened:
             self._graph.locks.narrow()
             self._widened = False
-        self._swap.abandon()
+        if hasattr(self, "_swap"):
+            self._swap.abandon()
 
     def settle(self) -> None:
         """Ask the old descriptions for errors."""

@@ -98,8 +98,8 @@ class ImageState:
                 )
             error: ImageIOError | None = None
             try:
-                if self.graph.writable:
-                    self.core.flush()
+                # Also of an image that is read-only by now.
+                self.core.flush()
             except ImageIOError as failed:
                 error = failed
             self.closed = True

@@ -130,6 +130,12 @@ class Swap:
         """Close what is held, without a word."""
         lib.fdstash_swap_finish(self._handle, ffi.NULL)
 
+    def release(self) -> None:
+        """Free the core's object; an error that somebody keeps must not keep slots open."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            ffi.release(handle)
+
     def pread(self, index: int, n: int, offset: int) -> bytes:
         """Read a file through its new description."""
         buffer = bytearray(n)

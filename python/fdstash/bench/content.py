@@ -84,11 +84,6 @@ class Baseline:
         self._data: list[bytes | None] = list(data)
         self._writable = list(writable)
 
-    @property
-    def any_writable(self) -> bool:
-        """Whether there is a cell to write."""
-        return any(self._writable)
-
     def expected(self, number: int) -> bytes | None:
         """What it held at first."""
         return self._data[number]

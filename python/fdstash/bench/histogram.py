@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 __all__ = ["Histogram", "exact_percentile"]
 
@@ -47,14 +47,11 @@ class Histogram:
                 return min(_upper_edge(index), self.largest)
         return 0
 
-    @classmethod
-    def merged(cls, parts: Iterable[Histogram]) -> Histogram:
-        """One histogram of all that the parts have counted."""
-        whole = cls()
-        for part in parts:
-            whole._counts = [a + b for a, b in zip(whole._counts, part._counts, strict=True)]
-            whole.largest = max(whole.largest, part.largest)
-        return whole
+    def add(self, other: Histogram) -> None:
+        """Count all that the other has counted."""
+        for index, count in enumerate(other._counts):
+            self._counts[index] += count
+        self.largest = max(self.largest, other.largest)
 
 
 def _upper_edge(index: int) -> int:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from fdstash.bench.content import Content
 from fdstash.bench.inflight import RequestLog
@@ -18,6 +18,10 @@ __all__ = ["Load", "Requestable"]
 
 _FLUSH_EVERY = 4096  # turns of one thread
 _PAUSE = 0.001  # seconds after a failure, as a guest would not retry without end
+#: After so many turns a thread sleeps for a while (seconds): a load that keeps the
+#: interpreter's lock taken would measure how threads wait for that.
+_BURST = 32
+_THINK = 0.001
 _MESSAGES = 5
 
 
@@ -76,6 +80,8 @@ class _Worker(threading.Thread):
                     self._write(number, buffer)
                 if load.writes and not turn % _FLUSH_EVERY:
                     self._flush()
+                if not turn % _BURST:
+                    time.sleep(_THINK)
 
     def _read(self, number: int, buffer: AlignedBuffer) -> bool:
         """Whether the cell may be written next: it was read, and was not wrong."""
@@ -201,7 +207,7 @@ class Load:
         """Let writes begin again."""
         self.writes_held = False
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for worker in self._workers:
             worker.start()
         return self

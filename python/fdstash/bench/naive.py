@@ -22,8 +22,11 @@ __all__ = ["NaiveTarget"]
 class _Gone:
     """Stands where no image is."""
 
+    def error(self) -> fdstash.ImageIOError:
+        return fdstash.ImageIOError(errno.ENXIO, "there is no image")
+
     def __getattr__(self, name: str) -> Any:
-        raise fdstash.ImageIOError(errno.ENXIO, "there is no image")
+        raise self.error()
 
 
 class _Window:
@@ -33,13 +36,13 @@ class _Window:
         self.now: fdstash.Image | _Gone = image
 
     def pread(self, n: int, offset: int) -> bytes:
-        return self.now.pread(n, offset)  # type: ignore[no-any-return]
+        return self.now.pread(n, offset)
 
     def preadv(self, buffers: Sequence[Any], offset: int) -> int:
-        return self.now.preadv(buffers, offset)  # type: ignore[no-any-return]
+        return self.now.preadv(buffers, offset)
 
     def pwrite(self, data: Any, offset: int) -> int:
-        return self.now.pwrite(data, offset)  # type: ignore[no-any-return]
+        return self.now.pwrite(data, offset)
 
     def flush(self) -> None:
         self.now.flush()
@@ -47,6 +50,8 @@ class _Window:
 
 class NaiveTarget:
     """The same image, reopened by closing it first. A `Target`."""
+
+    closes = True
 
     def __init__(self, subject: Subject, cache: str) -> None:
         mode = "r+" if subject.writable else "r"
@@ -63,8 +68,7 @@ class NaiveTarget:
         """Close, then open; what is neither mode, cache nor path is left out."""
         wanted = self.state.after(options)
         start = perf_counter_ns()
-        image, self._window.now = self._window.now, _Gone()
-        image.close()
+        self.close()
         instant = perf_counter_ns()
         self._window.now = self._subject.open(*wanted)
         end = perf_counter_ns()
@@ -76,13 +80,21 @@ class NaiveTarget:
         image = self._window.now
         return () if isinstance(image, _Gone) else image.files
 
-    def recover(self) -> None:
+    @property
+    def opened(self) -> fdstash.Image:
+        """The one of the moment; raises `ImageIOError` where there is none."""
+        if isinstance(self._window.now, _Gone):
+            raise self._window.now.error()
+        return self._window.now
+
+    def recover(self, state: State) -> None:
         """Open it again, as it was before."""
-        if not isinstance(self._window.now, _Gone):
-            self._window.now.close()
-        self._window.now = self._subject.open(*self.state)
+        self.close()
+        self._window.now = self._subject.open(*state)
+        self.state = state
 
     def close(self) -> None:
         """Close what there is."""
-        if not isinstance(self._window.now, _Gone):
-            self._window.now.close()
+        image, self._window.now = self._window.now, _Gone()
+        if not isinstance(image, _Gone):
+            image.close()

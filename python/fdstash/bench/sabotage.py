@@ -32,7 +32,7 @@ class Sabotage(NamedTuple):
 
     label: str
     provoke: _Provoke
-    naive: bool = True  #: whether close-then-open can meet it at all
+    in_place_only: bool = False  #: means nothing to close-then-open
 
 
 def sabotages(subject: Subject) -> list[Sabotage]:
@@ -42,8 +42,8 @@ def sabotages(subject: Subject) -> list[Sabotage]:
         Sabotage("a directory at the new path", _directory),
         Sabotage("descriptor limit reached half-way", _limit_half_way),
         Sabotage("descriptor limit below what is open", _limit_below),
-        Sabotage("another file's descriptor in the stash", _wrong_stash, naive=False),
-        Sabotage("the prepare callable raises", _prepare_raises, naive=False),
+        Sabotage("another file's descriptor in the stash", _wrong_stash, in_place_only=True),
+        Sabotage("the prepare callable raises", _prepare_raises, in_place_only=True),
     ]
     if isinstance(subject, Made):
         found += [
@@ -157,8 +157,8 @@ def _limit_half_way(target: Target) -> Iterator[Options]:
     wanted = len(target.files()) // 2
     used = set(_numbers_in_use())
     limit = 3
-    while wanted or limit <= max(used):
-        wanted -= wanted > 0 and limit not in used
+    while wanted:
+        wanted -= limit not in used
         limit += 1
     options = {"path": target.state.path}
     with _soft_limit(limit):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
-from fdstash.bench.sabotage import Options, Sabotage, sabotages
+from fdstash.bench.sabotage import Options, sabotages
 from fdstash.bench.subject import Made, Subject
 from fdstash.bench.target import Target, fresh_stash
 from fdstash.hostfile import FileInfo
@@ -20,8 +20,8 @@ class Step(NamedTuple):
 
     kind: str
     arrange: Callable[[Target], AbstractContextManager[Options]]
+    in_place_only: bool = False  #: means nothing to close-then-open
     refused: bool = False  #: it must fail, and leave the image as it is
-    naive: bool = True  #: whether close-then-open can do it too
 
 
 def _options(**options: object) -> Callable[[Target], AbstractContextManager[Options]]:
@@ -64,9 +64,9 @@ class Schedule:
         made = refused = 0
         while made < self._reopens or refused < self.refusals:
             if refused * self._reopens < made * self.refusals or made == self._reopens:
-                trouble: Sabotage = self._sabotages[refused % len(self._sabotages)]
+                sabotage = self._sabotages[refused % len(self._sabotages)]
                 refused += 1
-                yield Step(trouble.label, trouble.provoke, refused=True, naive=trouble.naive)
+                yield Step(*sabotage, refused=True)
             else:
                 made += 1
                 yield self._next(target)
@@ -85,17 +85,22 @@ class Schedule:
         if self._subject.made:
             kinds += ["renamed"]
         kind = rng.choice(kinds)
-        if kind == "read-write to read-only":
-            return Step(kind, _options(mode="r"))
-        if kind == "same path":
-            return Step(kind, _options(path=state.path, cache=cache))
-        if kind == "another path":
-            return Step(kind, _options(path=self._subject.other_path(state.path), cache=cache))
+        return Step(kind, self._arrangement(kind, state.path, cache))
+
+    def _arrangement(
+        self, kind: str, path: str, cache: str
+    ) -> Callable[[Target], AbstractContextManager[Options]]:
         if kind == "stash":
-            return Step(kind, self._stash(cache))
+            return self._stash(cache)
         if kind == "renamed" and isinstance(self._subject, Made):
-            return Step(kind, self._rename(self._subject))
-        return Step(kind, _options(cache=cache))
+            return self._rename(self._subject)
+        if kind == "read-write to read-only":
+            return _options(mode="r")
+        if kind == "same path":
+            return _options(path=path, cache=cache)
+        if kind == "another path":
+            return _options(path=self._subject.other_path(path), cache=cache)
+        return _options(cache=cache)
 
     def _stash(self, cache: str) -> Callable[[Target], AbstractContextManager[Options]]:
         @contextmanager

@@ -40,10 +40,15 @@ class Target(Protocol):
     """An image, and a way to reopen it."""
 
     state: State
+    closes: bool  #: it is away while it is reopened
 
     @property
     def image(self) -> Requestable:
         """What the load uses; stays the same object."""
+
+    @property
+    def opened(self) -> fdstash.Image:
+        """The image of the moment."""
 
     def reopen(self, options: Mapping[str, Any]) -> Reopened:
         """As `Image.reopen` with those options. Raises what that raises."""
@@ -51,8 +56,8 @@ class Target(Protocol):
     def files(self) -> tuple[FileInfo, ...]:
         """What the kernel says of the image's files; empty when the image is lost."""
 
-    def recover(self) -> None:
-        """After a loss, once what caused it is undone."""
+    def recover(self, state: State) -> None:
+        """After a loss, once what caused it is undone: back to `state`."""
 
     def close(self) -> None:
         """The end."""
@@ -60,6 +65,8 @@ class Target(Protocol):
 
 class ReopenTarget:
     """An image that is reopened by `Image.reopen`."""
+
+    closes = False
 
     def __init__(self, subject: Subject, cache: str) -> None:
         mode = "r+" if subject.writable else "r"
@@ -79,8 +86,15 @@ class ReopenTarget:
         """From the image, which can always tell."""
         return self.image.files
 
-    def recover(self) -> None:
-        """Nothing is ever lost here; what is counted as lost stays as it is."""
+    @property
+    def opened(self) -> fdstash.Image:
+        """Always the same."""
+        return self.image
+
+    def recover(self, state: State) -> None:
+        """Nothing is to be lost here; but if it is, this brings the next figures back."""
+        self.image.reopen(**state._asdict())
+        self.state = state
 
     def close(self) -> None:
         """Close the image."""

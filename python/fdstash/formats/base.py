@@ -180,6 +180,13 @@ class Format(ABC):
         shows. What may change without changing the layout is taken over.
         """
 
+    def check_lengths(self) -> None:  # noqa: B027 - a format of one file needs none
+        """Raises `FormatError` when a file is shorter than the layout needs.
+
+        The core sees to that where descriptions are exchanged; this is for files
+        that somebody may have written to since they were opened.
+        """
+
     def resize(self, size: int) -> None:
         """Makes the guest's disk `size` bytes long; then `segments` gives a new map.
 

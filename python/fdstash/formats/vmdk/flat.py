@@ -31,10 +31,12 @@ class Vmdk(Format):
     def __init__(
         self,
         file: FileChild,
+        text: bytes,
         descriptor: Descriptor,
         children: Mapping[str, FileChild],
     ) -> None:
         self.file = file
+        self._text = text  # what `descriptor` was parsed from
         self.size = layout.capacity(descriptor)
         self._descriptor = descriptor
         self._children = children
@@ -57,12 +59,13 @@ class Vmdk(Format):
     ) -> Self:
         """Reads the descriptor and opens each extent's file once."""
         check_names(options, cls.option_names, "vmdk")
-        descriptor = _read(file, lambda child, n, offset: child.pread(n, offset))
+        text = _read(file, lambda child, n, offset: child.pread(n, offset))
+        descriptor = parse(text, file.name)
         layout.check_openable(descriptor, file.name)
         if writable:
             layout.check_writable(descriptor, file.name)
-        image = cls(file, descriptor, _open_children(file, descriptor, opener))
-        image._check_lengths()
+        image = cls(file, text, descriptor, _open_children(file, descriptor, opener))
+        image.check_lengths()
         image._check_overlaps()
         return image
 
@@ -119,21 +122,25 @@ class Vmdk(Format):
         digits = _new_cid(place.digits)
         if self.file.pwrite(digits, place.offset) != len(digits):
             raise os_error(errno.EIO, self.file.name, "the new CID was not written whole")
+        end = place.offset + len(digits)
+        self._text = self._text[: place.offset] + digits + self._text[end:]
         self._descriptor = replace(
             self._descriptor, cid=int(digits, 16), cid_place=place._replace(digits=digits)
         )
 
     def revalidate(self, read: ReadAt) -> None:
         """Compares the extents, the type and the parent; the CID may be a new one."""
-        fresh = _read(self.file, read)
+        text = _read(self.file, read)
+        if text == self._text:
+            return
+        fresh = parse(text, self.file.name)
         if not layout.same_layout(fresh, self._descriptor):
             raise FormatError(
                 "the descriptor is no longer the one that was opened; open the image again",
                 file=self.file.name,
                 field="extents",
             )
-        self._check_lengths()
-        self._descriptor = fresh
+        self._text, self._descriptor = text, fresh
 
     def info(self) -> dict[str, object]:
         """What `qemu-img info` gives as the data of its format-specific part."""
@@ -158,7 +165,7 @@ class Vmdk(Format):
     def _child(self, extent: ExtentLine) -> FileChild:
         return self._children[extent.name or ""]
 
-    def _check_lengths(self) -> None:
+    def check_lengths(self) -> None:
         """Every extent must lie within its file."""
         sizes: dict[int, int] = {}
         for number, extent in enumerate(self._descriptor.extents):
@@ -223,8 +230,8 @@ class _Region(NamedTuple):
     number: int
 
 
-def _read(file: FileChild, read: ReadAt) -> Descriptor:
-    """The descriptor in `file`; anything else and anything too long is refused unread."""
+def _read(file: FileChild, read: ReadAt) -> bytes:
+    """The descriptor's bytes; anything else and anything too long is refused unread."""
     head = read(file, _HEAD, 0)
     variant = sparse_variant(head)
     if variant is not None:
@@ -250,7 +257,7 @@ def _read(file: FileChild, read: ReadAt) -> Descriptor:
             file=file.name,
             field="descriptor",
         )
-    return parse(head if size <= len(head) else read(file, size, 0), file.name)
+    return head if size <= len(head) else read(file, size, 0)
 
 
 def _open_children(file: FileChild, descriptor: Descriptor, opener: Opener) -> dict[str, FileChild]:
