@@ -25,6 +25,9 @@ void fdstash_cleanup(FDStash *stash);
  * below 3 is moved up. -EINVAL (no name), -EBADF, -EMFILE, -ENOMEM: the caller
  * still owns fd. */
 int fdstash_give(FDStash *stash, const char *name, int fd);
+/* As give for several names at once, all or none; on failure the caller owns all
+ * of them, and the stash holds what it held. */
+int fdstash_give_all(FDStash *stash, const char *const *names, const int *fds, size_t count);
 /* Hands the oldest descriptor of the name to the caller; -ENOENT. */
 int fdstash_take(FDStash *stash, const char *name);
 /* As give, but beside what the name already holds. */

@@ -92,18 +92,21 @@ static void link_in_bucket(struct table *table, struct entry *entry)
     *link = entry;
 }
 
-/* Room for one more. A table that cannot grow still works, only slower. */
-static int make_room(struct stash *s)
+/* Room for so many more. A table that cannot grow still works, only slower. */
+static int make_room(struct stash *s, size_t more)
 {
     struct table *old = s->table;
-    if (old && old->entries < old->buckets)
+    size_t buckets = old ? old->buckets : FIRST_BUCKETS;
+    size_t entries = old ? old->entries : 0;
+    while (buckets < entries + more)
+        buckets *= 2;
+    if (old && buckets == old->buckets)
         return 0;
-    size_t buckets = old ? old->buckets * 2 : FIRST_BUCKETS;
     struct table *table = calloc(1, sizeof(*table) + buckets * sizeof(struct entry *));
     if (!table)
         return old ? 0 : -ENOMEM;
     table->buckets = buckets;
-    table->entries = old ? old->entries : 0;
+    table->entries = entries;
     for (struct entry *entry = s->oldest; entry; entry = entry->newer)
         link_in_bucket(table, entry);
     free(old);
@@ -141,18 +144,16 @@ static void unlink_entry(struct stash *s, struct entry *entry)
         s->newest = entry->older;
 }
 
-/* Moves all entries of the name to a list linked by `newer`. */
-static struct entry *unlink_name(struct stash *s, const char *name)
+/* Moves all entries of the name to the front of a list linked by `newer`. */
+static void unlink_name(struct stash *s, const char *name, struct entry **removed)
 {
-    struct entry *removed = NULL;
     for (struct entry *entry = find_name(s, name); entry;) {
         struct entry *next = next_of_name(entry);
         unlink_entry(s, entry);
-        entry->newer = removed;
-        removed = entry;
+        entry->newer = *removed;
+        *removed = entry;
         entry = next;
     }
-    return removed;
 }
 
 static void free_entries(struct entry *entry)
@@ -165,12 +166,14 @@ static void free_entries(struct entry *entry)
     }
 }
 
-/* An entry that owns fd, or a number for it that is safe to keep. */
+/* An entry that owns fd, or a number for it that is safe to keep; fd itself is
+ * still open then, and the caller's to close where entry->fd differs. */
 static int make_entry(const char *name, int fd, struct entry **out)
 {
     if (!name || !*name)
         return -EINVAL;
-    if (fcntl(fd, F_GETFD) < 0)
+    int flags = fcntl(fd, F_GETFD);
+    if (flags < 0)
         return -errno;
     size_t bytes = strlen(name) + 1;
     struct entry *entry = malloc(sizeof(*entry) + bytes);
@@ -179,48 +182,73 @@ static int make_entry(const char *name, int fd, struct entry **out)
     memcpy(entry->name, name, bytes);
     entry->hash = hash_of(name);
     entry->fd = fd;
+    if (fd < FIRST_SAFE_FD) {
+        entry->fd = fcntl(fd, F_DUPFD_CLOEXEC, FIRST_SAFE_FD);
+        if (entry->fd < 0) {
+            int error = errno;
+            free(entry);
+            return -error;
+        }
+    } else if (!(flags & FD_CLOEXEC)) {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+    }
     *out = entry;
     return 0;
 }
 
-static int insert(FDStash *stash, const char *name, int fd, int replace)
+/* All of the entries, or none: they are linked by `newer` and become the stash's.
+ * What cannot fail is done last, under the lock. */
+static int insert(FDStash *stash, struct entry *entries, size_t count, int replace)
 {
     struct stash *s = inside(stash);
-    struct entry *entry = NULL;
     struct entry *replaced = NULL;
-    int rc = make_entry(name, fd, &entry);
-    if (rc < 0)
-        return rc;
-    if (fd < FIRST_SAFE_FD) {
-        entry->fd = fcntl(fd, F_DUPFD_CLOEXEC, FIRST_SAFE_FD);
-        if (entry->fd < 0) {
-            rc = -errno;
-            free(entry);
-            return rc;
-        }
-    } else {
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-    }
-    int kept = entry->fd; /* entry is another thread's to free once it is in */
     pthread_mutex_lock(&s->lock);
-    rc = make_room(s);
-    if (rc == 0) {
+    int rc = make_room(s, count);
+    while (rc == 0 && entries) {
+        struct entry *entry = entries;
+        entries = entry->newer;
         if (replace)
-            replaced = unlink_name(s, name);
+            unlink_name(s, entry->name, &replaced);
         append(s, entry);
     }
     pthread_mutex_unlock(&s->lock);
-    if (rc < 0) {
-        if (kept != fd)
-            close(kept);
-        free(entry);
-        return rc;
-    }
-    if (kept != fd)
-        close(fd);
     /* Closing may block (a remote file system): not under the lock. */
     free_entries(replaced);
-    return 0;
+    return rc;
+}
+
+static int give_all(FDStash *stash, const char *const *names, const int *fds, size_t count,
+                    int replace)
+{
+    struct entry *first = NULL;
+    struct entry **last = &first;
+    int rc = 0;
+    size_t made = 0;
+    for (; made < count; made++) {
+        struct entry *entry = NULL;
+        rc = make_entry(names[made], fds[made], &entry);
+        if (rc < 0)
+            break;
+        entry->newer = NULL;
+        *last = entry;
+        last = &entry->newer;
+    }
+    if (rc == 0)
+        rc = insert(stash, first, count, replace);
+    if (rc == 0) {
+        for (size_t i = 0; i < count; i++)
+            if (fds[i] < FIRST_SAFE_FD)
+                close(fds[i]); /* moved up */
+        return 0;
+    }
+    for (size_t i = 0; first; i++) {
+        struct entry *next = first->newer;
+        if (first->fd != fds[i])
+            close(first->fd);
+        free(first);
+        first = next;
+    }
+    return rc;
 }
 
 void fdstash_init(FDStash *stash)
@@ -245,12 +273,17 @@ void fdstash_cleanup(FDStash *stash)
 
 int fdstash_give(FDStash *stash, const char *name, int fd)
 {
-    return insert(stash, name, fd, 1);
+    return give_all(stash, &name, &fd, 1, 1);
 }
 
 int fdstash_add(FDStash *stash, const char *name, int fd)
 {
-    return insert(stash, name, fd, 0);
+    return give_all(stash, &name, &fd, 1, 0);
+}
+
+int fdstash_give_all(FDStash *stash, const char *const *names, const int *fds, size_t count)
+{
+    return give_all(stash, names, fds, count, 1);
 }
 
 int fdstash_take(FDStash *stash, const char *name)

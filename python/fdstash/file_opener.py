@@ -142,7 +142,7 @@ class FileOpener:
         try:
             return self._from_descriptor(held, name, flags, key)
         finally:
-            os.close(held)
+            opening.close_quietly(held)
 
     def _from_path(self, name: str, text: str, referrer: str, flags: int) -> _Opened:
         resolver = self._source.resolver or Beneath()
@@ -233,7 +233,7 @@ class FileOpener:
             try:
                 return opening.dup_owned(fd, file.name), True
             finally:
-                os.close(fd)
+                opening.close_quietly(fd)
         try:
             return opening.open_again(file.fd, os.O_RDONLY, file.name), False
         except OSError as error:

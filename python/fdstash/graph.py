@@ -101,22 +101,17 @@ class Graph:
 
     def extract_fds(self, stash: FDStash) -> None:
         """Give `stash` a dup of the descriptor of each file that the format names."""
-        given: list[str] = []
+        dups: list[tuple[str, int]] = []
         try:
             for child in self.format.extract_files():
                 file = self.files[child.index]
-                fd = os.dup(file.fd)
                 # From here on others may hold the description.
                 file.mark_shared()
-                try:
-                    stash.give(file.name, fd)
-                except BaseException:
-                    os.close(fd)
-                    raise
-                given.append(file.name)
+                dups.append((file.name, opening.dup_for_others(file.fd, file.name)))
+            stash.give_all(dups)
         except BaseException:
-            for name in given:
-                os.close(stash.take(name))
+            for _, fd in dups:
+                opening.close_quietly(fd)
             raise
 
     def rebuild_layer(self) -> Layer:

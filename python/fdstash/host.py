@@ -6,15 +6,12 @@ Nothing here decides anything; an open or a reopen finds out for itself.
 from __future__ import annotations
 
 import ctypes
-import errno
-import fcntl
-import os
 import struct
 from typing import NamedTuple
 
 from fdstash._ffi import ffi, lib
 
-__all__ = ["DirectAlignment", "direct_alignment", "file_descriptors", "ofd_locks", "uring"]
+__all__ = ["DirectAlignment", "direct_alignment", "uring"]
 
 _AT_EMPTY_PATH = 0x1000
 _STATX_DIOALIGN = 0x2000
@@ -56,32 +53,3 @@ def direct_alignment(fd: int) -> DirectAlignment | None:
     if not mask & _STATX_DIOALIGN:
         return None
     return DirectAlignment(*struct.unpack_from("=II", buffer, _DIO_OFFSET))
-
-
-def ofd_locks(path: str) -> bool:
-    """Whether locks of open file descriptions exclude each other on the file at `path`.
-
-    Takes a lock on the last byte that there can be, for a moment. Raises `OSError`.
-    """
-    lock = struct.pack("hhqqhxxxxxx", fcntl.F_WRLCK, os.SEEK_SET, (1 << 63) - 2, 1, 0)
-    first = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        second = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.fcntl(first, fcntl.F_OFD_SETLK, lock)
-            try:
-                fcntl.fcntl(second, fcntl.F_OFD_SETLK, lock)
-            except OSError as error:
-                return error.errno in (errno.EAGAIN, errno.EACCES)
-            return False
-        except OSError:
-            return False
-        finally:
-            os.close(second)
-    finally:
-        os.close(first)
-
-
-def file_descriptors() -> int:
-    """How many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd")) - 1

@@ -251,6 +251,8 @@ class Image:
         state = self._state
         with state.lock:
             state.check_open()
+            if state.busy:
+                raise_for(-errno.EDEADLK, state.name, "resize from within a reopen of the image")
             if not state.graph.writable:
                 raise_for(-errno.EBADF, state.name, "resize an image that is open read-only")
             state.core.hold(_EVERYTHING, None)

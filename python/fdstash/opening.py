@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 
 from fdstash._ffi import lib
@@ -10,6 +12,8 @@ from fdstash.errors import ImageIOError
 
 __all__ = [
     "close_owned",
+    "close_quietly",
+    "dup_for_others",
     "dup_owned",
     "open_again",
     "open_beneath",
@@ -64,6 +68,20 @@ def open_again(fd: int, flags: int, name: str) -> int:
 def dup_owned(fd: int, name: str) -> int:
     """A duplicate that belongs to an image."""
     return _checked(lib.fdstash_dup_owned(fd), name, "duplicate the descriptor")
+
+
+def dup_for_others(fd: int, name: str) -> int:
+    """A duplicate that is the caller's own affair, numbered 3 or higher."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError as error:
+        return _checked(-(error.errno or errno.EBADF), name, "duplicate the descriptor")
+
+
+def close_quietly(fd: int) -> None:
+    """Close a duplicate of what stays open: what close says then means nothing."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def close_owned(fd: int) -> int:

@@ -19,6 +19,7 @@ import struct
 from typing import TYPE_CHECKING, TypeVar
 
 from fdstash.errors import ImageIOError
+from fdstash.opening import close_quietly
 
 if TYPE_CHECKING:
     from fdstash.stash import FDStash
@@ -35,7 +36,7 @@ _S = TypeVar("_S", bound="FDStash")
 
 def _close_all(fds: list[int]) -> None:
     for fd in fds:
-        os.close(fd)
+        close_quietly(fd)
 
 
 def _receive_exactly(sock: socket.socket, n: int) -> bytes:

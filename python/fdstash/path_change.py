@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 
 from fdstash.cache import CacheMode
 from fdstash.change import ALL_WRITES, Outcome
 from fdstash.datapath import remaining
-from fdstash.errors import ReopenError
+from fdstash.errors import ImageIOError, ReopenError
 from fdstash.file_opener import Source
 from fdstash.graph import Graph
 from fdstash.stash import FDStash
@@ -66,7 +67,19 @@ class PathChange:
                 beside=self._old,
             )
 
-        self._new = call_within(remaining(until), open_it, Graph.close)
+        try:
+            self._new = call_within(remaining(until), open_it, Graph.close)
+        except ImageIOError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            count = len(self._old.files)
+            raise ReopenError(
+                errno.EMFILE,
+                f"{os.strerror(errno.EMFILE)}: another path for an image of {count} files needs"
+                f" {4 * count + 1} descriptors, and fdstash.raise_nofile() raises the limit",
+                error.filename,
+                phase="acquire",
+            ) from error
 
     def prove(self) -> None:
         """The same format and the same size."""

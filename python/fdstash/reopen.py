@@ -184,4 +184,4 @@ def _reopen_error(error: Exception, phase: str, *, rolled_back: bool) -> ReopenE
     elif phase == "prepare":
         code = errno.ECANCELED
         message = f"prepare raised {type(error).__name__}: {error}"
-    return ReopenError(code, message, phase=phase, file=file, rolled_back=rolled_back)
+    return ReopenError(code, message, file, phase=phase, file=file, rolled_back=rolled_back)

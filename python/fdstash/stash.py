@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -64,6 +65,16 @@ class FDStash:
     def add(self, name: str, fd: int) -> None:
         """As `give`, but beside what the name already holds."""
         check(lib.fdstash_add(self._open(), _encode(name), fd), name, "add a descriptor")
+
+    def give_all(self, descriptors: Sequence[tuple[str, int]]) -> None:
+        """As `give` for several (name, fd) at once, all or none."""
+        names = [ffi.new("char[]", _encode(name)) for name, _ in descriptors]
+        fds = ffi.new("int[]", [fd for _, fd in descriptors])
+        check(
+            lib.fdstash_give_all(self._open(), ffi.new("char *[]", names), fds, len(names)),
+            None,
+            "give descriptors",
+        )
 
     def take(self, name: str) -> int:
         """Hand the oldest descriptor of `name` to the caller, who then owns it.

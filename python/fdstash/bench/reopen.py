@@ -211,8 +211,7 @@ class _Run:
                 figures.reopened(step.kind, done.nanoseconds)
         harm = self._harm(target)
         if harm:
-            figures.lost_images += 1
-            figures.say(f"lost by {step.kind}: {harm}")
+            figures.lost(step.kind, harm)
             target.recover(before)
         if step.refused:
             self._leaked(descriptors)

@@ -25,6 +25,7 @@ class Refusals:
 
     made: int = 0
     refused: int = 0
+    lost: int = 0  #: how often the image was lost by it
     errnos: set[str] = field(default_factory=set)
 
 
@@ -61,6 +62,13 @@ class Figures:
         if errno_name is not None:
             found.refused += 1
             found.errnos.add(errno_name)
+
+    def lost(self, kind: str, why: str) -> None:
+        """Count a lost image."""
+        self.lost_images += 1
+        if kind in self.refusals:
+            self.refusals[kind].lost += 1
+        self.say(f"lost by {kind}: {why}")
 
     def say(self, message: str) -> None:
         """Keep a message, if it is one of the first."""
@@ -112,7 +120,12 @@ class Figures:
             "made_on_purpose": self.made_on_purpose,
             "refused_on_purpose": self.refused_on_purpose,
             "refusals": {
-                label: {"made": r.made, "refused": r.refused, "errno": sorted(r.errnos)}
+                label: {
+                    "made": r.made,
+                    "refused": r.refused,
+                    "lost": r.lost,
+                    "errno": sorted(r.errnos),
+                }
                 for label, r in sorted(self.refusals.items())
             },
             "lost_images": self.lost_images,

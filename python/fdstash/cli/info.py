@@ -1,0 +1,97 @@
+"""`fdstash info`: what an image is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+import fdstash
+from fdstash.cli.options import force_share_option, format_option, output_option
+from fdstash.cli.sizes import format_size
+
+__all__ = ["info"]
+
+
+@click.command()
+@format_option
+@output_option
+@force_share_option
+@click.option("--backing-chain", is_flag=True, help="Also every image that it is based on.")
+@click.argument("filename")
+def info(
+    *, image_format: str | None, output: str, force_share: bool, backing_chain: bool, filename: str
+) -> None:
+    """Show what the image FILENAME is, and which files it consists of."""
+    with fdstash.open(filename, "r", format=image_format, lock=not force_share) as image:
+        chain = list(_chain(image)) if backing_chain else [image]
+        found = [_describe(each) for each in chain]
+    if output == "json":
+        click.echo(json.dumps(found if backing_chain else found[0], indent=4))
+    else:
+        click.echo("\n\n".join("\n".join(_lines(each)) for each in found))
+
+
+def _chain(image: fdstash.Image) -> Iterator[fdstash.Image]:
+    each: fdstash.Image | None = image
+    while each is not None:
+        yield each
+        each = each.backing
+
+
+def _describe(image: fdstash.Image) -> dict[str, Any]:
+    """With `qemu-img`'s keys, and `files`."""
+    files = [
+        {
+            "filename": file.name,
+            "size": file.size,
+            # The descriptor is the image's, and stays open meanwhile.
+            "actual-size": os.fstat(file.fd).st_blocks * 512,
+        }
+        for file in image.files
+    ]
+    found: dict[str, Any] = {
+        "virtual-size": image.size,
+        "filename": image.name,
+        "format": image.format,
+        "actual-size": sum(file["actual-size"] for file in files),
+        "dirty-flag": False,
+        "files": files,
+    }
+    special = image.format_info
+    if special:
+        found["format-specific"] = {"type": image.format, "data": dict(special)}
+    return found
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"image: {found['filename']}"
+    yield f"file format: {found['format']}"
+    size = found["virtual-size"]
+    yield f"virtual size: {format_size(size)} ({size} bytes)"
+    yield f"disk size: {format_size(found['actual-size'])}"
+    if "format-specific" in found:
+        yield "Format specific information:"
+        yield from _nested(found["format-specific"]["data"], 1)
+    yield "Files:"
+    for file in found["files"]:
+        used = format_size(file["actual-size"])
+        yield f"    {file['filename']}: {format_size(file['size'])}, {used} on the host"
+
+
+def _nested(value: Any, depth: int) -> Iterator[str]:
+    """A name and a value a line, indented as deep as it lies."""
+    indent = "    " * depth
+    if isinstance(value, Mapping):
+        entries = [(str(name).replace("-", " "), each) for name, each in value.items()]
+    else:
+        entries = [(f"[{number}]", each) for number, each in enumerate(value)]
+    for name, each in entries:
+        if isinstance(each, Mapping) or (isinstance(each, Sequence) and not isinstance(each, str)):
+            yield f"{indent}{name}:"
+            yield from _nested(each, depth + 1)
+        else:
+            yield f"{indent}{name}: {each}"

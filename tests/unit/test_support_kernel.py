@@ -1,0 +1,79 @@
+"""tests/support/kernel.py tells what is, and nothing of itself."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.support import kernel
+from tests.support.kernel import Lock
+
+F_OFD_SETLK = 37
+
+
+def lock(fd: int, kind: int, start: int, length: int) -> None:
+    fcntl.fcntl(fd, F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0))
+
+
+def test_the_listing_does_not_list_itself(tmp_path: Path) -> None:
+    before = kernel.open_descriptors()
+    assert kernel.open_descriptors() == before
+    assert set(before) == {fd for fd in range(1000) if os.path.exists(f"/proc/self/fd/{fd}")}
+    fd = os.open(tmp_path, os.O_PATH)
+    assert kernel.open_descriptors() == {**before, fd: str(tmp_path)}
+    assert kernel.descriptor_count() == len(before) + 1
+    assert kernel.access_mode(fd) == "path"
+    os.close(fd)
+
+
+def test_a_leak_and_a_loss_are_both_found(tmp_path: Path) -> None:
+    with kernel.no_descriptor_leak():
+        os.close(os.open(tmp_path, os.O_PATH))
+    fd = -1
+    with pytest.raises(AssertionError, match="opened"), kernel.no_descriptor_leak(0.05):
+        fd = os.open(tmp_path, os.O_PATH)
+    with pytest.raises(AssertionError, match="closed"), kernel.no_descriptor_leak(0.05):
+        os.close(fd)
+
+
+def test_modes_and_flags(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for flags, mode in ((os.O_RDWR | os.O_CREAT, "r+"), (os.O_RDONLY, "r"), (os.O_WRONLY, "w")):
+        fd = os.open(path, flags)
+        assert kernel.access_mode(fd) == mode
+        assert not kernel.is_direct(fd)
+        os.close(fd)
+
+
+def test_descriptions_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    first = os.open(path, os.O_RDWR | os.O_CREAT)
+    second = os.open(path, os.O_RDWR)
+    third = os.dup(first)
+    assert kernel.same_description(first, third)
+    assert not kernel.same_description(first, second)
+    for fd in (first, second, third):
+        os.close(fd)
+
+
+def test_locks_are_those_of_the_file_and_of_the_description(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    first = os.open(path, os.O_RDWR | os.O_CREAT)
+    second = os.open(path, os.O_RDWR)
+    lock(first, fcntl.F_RDLCK, 100, 1)
+    lock(second, fcntl.F_RDLCK, 100, 1)
+    lock(second, fcntl.F_WRLCK, 201, 2)
+    lock(second, fcntl.F_RDLCK, 300, 0)
+    shared = Lock(100, 100, "READ")
+    own = [shared, Lock(201, 202, "WRITE"), Lock(300, None, "READ")]
+    assert kernel.ofd_locks(path) == [shared, *own]
+    assert kernel.description_locks(first) == [shared]
+    assert kernel.description_locks(second) == own
+    os.close(second)
+    assert kernel.ofd_locks(path) == [shared]
+    os.close(first)
+    assert kernel.ofd_locks(path) == []
