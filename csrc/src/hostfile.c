@@ -18,6 +18,15 @@
 #define BLKGETDISKSEQ _IOR(0x12, 128, uint64_t)
 #endif
 
+static int ask_device(int fd, unsigned long request, uint64_t *answer)
+{
+    int rc;
+    do
+        rc = ioctl(fd, request, answer);
+    while (rc < 0 && errno == EINTR);
+    return rc < 0 ? -errno : 0;
+}
+
 int identity_of(int fd, struct file_identity *out, uint64_t *size)
 {
     struct stat st;
@@ -26,14 +35,15 @@ int identity_of(int fd, struct file_identity *out, uint64_t *size)
     *out = (struct file_identity){.device = st.st_dev, .inode = st.st_ino};
     *size = (uint64_t)st.st_size;
     if (S_ISBLK(st.st_mode)) {
-        uint64_t sequence = 0;
         out->is_block = 1;
         out->rdev = st.st_rdev;
+        int rc = ask_device(fd, BLKGETDISKSEQ, &out->disk_sequence);
         /* A kernel before 5.15 has no sequence numbers: then rdev must do. */
-        if (ioctl(fd, BLKGETDISKSEQ, &sequence) == 0)
-            out->disk_sequence = sequence;
-        if (ioctl(fd, BLKGETSIZE64, size) < 0)
-            return -errno;
+        if (rc == -ENOTTY || rc == -EINVAL)
+            rc = 0;
+        if (rc == 0)
+            rc = ask_device(fd, BLKGETSIZE64, size);
+        return rc;
     } else if (!S_ISREG(st.st_mode)) {
         return -EINVAL;
     }
@@ -54,10 +64,15 @@ int hostfile_is_shared(const struct fdstash_file *file)
     return atomic_load(&file->shared) || atomic_load(&file->fork_count) != owned_fork_count();
 }
 
-void hostfile_set_private(struct fdstash_file *file, int shared)
+struct sharing hostfile_sharing(const struct fdstash_file *file)
 {
-    atomic_store(&file->fork_count, owned_fork_count());
-    atomic_store(&file->shared, (uint32_t)shared);
+    return (struct sharing){atomic_load(&file->shared), atomic_load(&file->fork_count)};
+}
+
+void hostfile_set_sharing(struct fdstash_file *file, struct sharing sharing)
+{
+    atomic_store(&file->fork_count, sharing.fork_count);
+    atomic_store(&file->shared, sharing.shared);
 }
 
 void fdstash_file_mark_shared(fdstash_file *file)
@@ -103,7 +118,7 @@ int fdstash_file_new(int fd, uint32_t flags, fdstash_file **out)
     file->remote = file->identity.is_block || filesystem_is_remote(file->filesystem);
     atomic_init(&file->references, 1);
     range_lock_init(&file->ranges);
-    hostfile_set_private(file, (flags & FDSTASH_FILE_SHARED) != 0);
+    hostfile_set_sharing(file, (struct sharing){flags & FDSTASH_FILE_SHARED, owned_fork_count()});
     if (has & O_DIRECT) {
         rc = hostfile_learn_alignment(file, fd);
         if (rc < 0) {

@@ -18,6 +18,12 @@ struct file_identity {
     uint32_t is_block;
 };
 
+/* Who else may hold a description. */
+struct sharing {
+    uint32_t shared;     /* it was handed out, or came from outside */
+    uint64_t fork_count; /* when it was made: a later fork shares it with the child */
+};
+
 struct fdstash_file {
     int slot; /* for the file's whole life */
     _Atomic uint32_t references;
@@ -42,8 +48,9 @@ struct fdstash_file {
 int identity_of(int fd, struct file_identity *out, uint64_t *size);
 int identity_equal(const struct file_identity *a, const struct file_identity *b);
 int hostfile_is_shared(const struct fdstash_file *file);
-/* A new description came into the slot. */
-void hostfile_set_private(struct fdstash_file *file, int shared);
+struct sharing hostfile_sharing(const struct fdstash_file *file);
+/* Another description came into the slot. */
+void hostfile_set_sharing(struct fdstash_file *file, struct sharing sharing);
 void hostfile_latch(struct fdstash_file *file, int error);
 
 /* ---- alignment (alignment.c); any thread ---- */

@@ -112,22 +112,41 @@ static int open_looked_at(int looked, int dirfd, const char *path, int flags, in
     return fd;
 }
 
+/* As look(), and registered: a child that is forked meanwhile must not keep it.
+ * fork is kept away while the kernel's cache answers, not while a server does. */
+static int look_owned(int dirfd, const char *path, int beneath)
+{
+    owned_hold_fork();
+    int looked = look(dirfd, path, beneath, RESOLVE_CACHED);
+    if (looked >= 0)
+        looked = owned_register(looked);
+    owned_allow_fork();
+    if (looked != -EAGAIN && looked != -ENOSYS && looked != -EINVAL)
+        return looked;
+    looked = look(dirfd, path, beneath, 0);
+    return looked < 0 ? looked : owned_register(looked);
+}
+
 int fdstash_open_path(int dirfd, const char *path, int flags, int beneath)
 {
     struct statx at;
-    int looked = look(dirfd, path, beneath, 0);
+    struct statfs fs;
+    int looked = look_owned(dirfd, path, beneath);
     if (looked < 0)
         return looked;
     int fd = statx(looked, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &at) < 0
                  ? -errno
                  : refuse_kind(at.stx_mode);
-    if (fd == 0)
-        fd = open_looked_at(looked, dirfd, path, flags, beneath, &at, 0);
-    close(looked);
+    if (fd == 0) {
+        int local = S_ISREG(at.stx_mode) && fstatfs(looked, &fs) == 0 &&
+                    !filesystem_is_remote((uint64_t)fs.f_type);
+        fd = open_looked_at(looked, dirfd, path, flags, beneath, &at, local);
+    }
+    fdstash_close_owned(looked);
     return fd;
 }
 
-int fdstash_open_cached(int dirfd, const char *path, int flags, int beneath, uint64_t device)
+static int open_if_cached(int dirfd, const char *path, int flags, int beneath, uint64_t device)
 {
     struct statx at;
     int looked = look(dirfd, path, beneath, RESOLVE_CACHED);
@@ -141,8 +160,17 @@ int fdstash_open_cached(int dirfd, const char *path, int flags, int beneath, uin
     if (fd == 0 && makedev(at.stx_dev_major, at.stx_dev_minor) != device)
         fd = -EAGAIN;
     if (fd == 0)
-        fd = open_looked_at(looked, dirfd, path, flags, beneath, &at, 1);
+        fd = open_looked_at(looked, dirfd, path, flags, beneath, &at, 0);
     close(looked);
+    return fd;
+}
+
+int fdstash_open_cached(int dirfd, const char *path, int flags, int beneath, uint64_t device)
+{
+    /* Nothing in it waits for a server, so fork is kept away from all of it. */
+    owned_hold_fork();
+    int fd = open_if_cached(dirfd, path, flags, beneath, device);
+    owned_allow_fork();
     return fd;
 }
 

@@ -70,9 +70,9 @@ static void after_fork_in_child(void)
             owned.words[word] &= owned.words[word] - 1;
         }
     }
-    /* The locks were taken by this very thread, before the fork. */
-    pthread_mutex_unlock(&owned.lock);
-    pthread_rwlock_unlock(&fork_lock);
+    /* Made new: threads that are not here may have been waiting for them. */
+    owned.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    fork_lock = (pthread_rwlock_t)PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 }
 
 static void install_handlers(void)

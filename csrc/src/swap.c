@@ -105,8 +105,7 @@ static int exchange_one(struct fdstash_swap *swap, struct swap_item *item)
     } else if (item->route != FDSTASH_ROUTE_KEEP) {
         rc = exchange_descriptions(item, swap->spare);
         if (rc == 0)
-            hostfile_set_private(file,
-                                 item->exchanged ? item->slot_was_shared : item->fresh_is_shared);
+            hostfile_set_sharing(file, item->exchanged ? item->slot_sharing : item->fresh_sharing);
     }
     if (rc == 0)
         item->exchanged = !item->exchanged;

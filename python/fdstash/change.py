@@ -38,13 +38,13 @@ class Change(Protocol):
     def acquire(self, until: float | None) -> None:
         """Get every descriptor wanted and check it."""
 
-    def prove(self) -> None:
+    def prove(self, until: float | None) -> None:
         """Check what the commit relies on: slots, limits, locks, the header."""
 
     def classes(self) -> int:
         """Which classes of requests the gate must hold."""
 
-    def before_commit(self) -> None:
+    def before_commit(self, until: float | None) -> None:
         """With the gate closed: flush what must be flushed, run `prepare`."""
 
     def commit(self) -> None:
@@ -59,5 +59,5 @@ class Change(Protocol):
     def settle(self) -> None:
         """All images have committed, the gate is still closed."""
 
-    def finish(self) -> Outcome:
+    def finish(self, until: float | None) -> Outcome:
         """The gate is open: close what is left over."""

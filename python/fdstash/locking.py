@@ -157,12 +157,7 @@ class LockSet:
             self._set(READER)
             if not self._writable or extra == NOTHING:
                 return True
-            for _ in range(2):  # dropping a lock fails for no lasting reason
-                if not lib.fdstash_lock_release(
-                    self._array(), len(self._writable), extra.used, extra.unshared
-                ):
-                    return True
-            return False
+            return _release(self._array(), len(self._writable), extra)
 
     def _set(self, claim: Claim) -> None:
         self._claim = claim
@@ -182,10 +177,16 @@ class LockSet:
             claim = description.claims.pop(id(self), NOTHING)
             extra = claim.without(description.claimed())
             if extra != NOTHING and (description.claims or description.passed):
-                fds = ffi.new("int[]", [description.fd])
-                lib.fdstash_lock_release(fds, 1, extra.used, extra.unshared)
+                _release(ffi.new("int[]", [description.fd]), 1, extra)
             if not description.claims:
                 close_owned(description.fd)
+
+
+def _release(fds: object, count: int, claim: Claim) -> bool:
+    """Drop locks; asked twice, since what makes an unlock fail (ENOLCK) passes."""
+    return any(
+        lib.fdstash_lock_release(fds, count, claim.used, claim.unshared) == 0 for _ in range(2)
+    )
 
 
 def _acquire(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from fdstash.cache import CacheMode
 from fdstash.change import ALL_WRITES, Outcome
 from fdstash.datapath import remaining
-from fdstash.errors import ImageIOError, ReopenError
+from fdstash.errors import Error, ImageIOError, ReopenError
 from fdstash.file_opener import Source
 from fdstash.graph import Graph
 from fdstash.stash import FDStash
@@ -81,7 +82,7 @@ class PathChange:
                 phase="acquire",
             ) from error
 
-    def prove(self) -> None:
+    def prove(self, until: float | None) -> None:
         """The same format and the same size."""
         found, expected = self._graph.format.name, self._old.format.name
         if found != expected:
@@ -104,15 +105,23 @@ class PathChange:
         """Old writes would go to the old files."""
         return ALL_WRITES
 
-    def before_commit(self) -> None:
+    def before_commit(self, until: float | None) -> None:
         """Flush the old graph, run `prepare`, look at the new header again."""
         # Also of an image that is read-only by now: what it wrote before must be down.
-        self.state.core.sync()
+        call_within(remaining(until), self.state.core.sync, lambda _: None)
         if self.prepare is not None:
             self.prepare()
             # What it wrote may have changed the header that was parsed.
-            self._graph.format.revalidate(lambda file, n, offset: file.pread(n, offset))
-            self._graph.format.check_lengths()
+            try:
+                graph = self._graph
+                error = call_within(
+                    remaining(until), lambda: _look_again(graph), lambda _: graph.close()
+                )
+            except TimeoutError:
+                self._new = None  # the thread that hangs has it
+                raise
+            if error is not None:
+                raise error
 
     def commit(self) -> None:
         """Switch one pointer."""
@@ -146,12 +155,23 @@ class PathChange:
         """The new header is not marked as written to."""
         self.state.marked = False
 
-    def finish(self) -> Outcome:
+    def finish(self, until: float | None) -> Outcome:
         """Close the old graph once no request uses it."""
         new = self._graph
         if self.state.core.grace(_GRACE):
-            self._old.close()
+            # A close may wait for a server, too.
+            with contextlib.suppress(TimeoutError):
+                call_within(remaining(until), self._old.close, lambda _: None)
         else:  # a request hangs on the old files; they stay until it is done
             self.state.retired.append(self._old)
         routes = b"".join(_STASH if file.path is None else _PATH for file in new.files)
         return Outcome(new.files, routes, len(new.files), (), ())
+
+
+def _look_again(graph: Graph) -> Error | None:
+    try:
+        graph.format.revalidate(lambda file, n, offset: file.pread(n, offset))
+        graph.format.check_lengths()
+    except Error as error:
+        return error
+    return None

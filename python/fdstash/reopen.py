@@ -96,7 +96,7 @@ def run(changes: Sequence[Change], until: float | None) -> list[ReopenReport]:
         times.append(perf_counter_ns())
         phase = "prove"
         for change in changes:
-            change.prove()
+            change.prove(until)
         times.append(perf_counter_ns())
         phase = "gate"
         for change in changes:
@@ -106,7 +106,7 @@ def run(changes: Sequence[Change], until: float | None) -> list[ReopenReport]:
         times.append(perf_counter_ns())
         phase = "prepare"
         for change in changes:
-            change.before_commit()
+            change.before_commit(until)
         times.append(perf_counter_ns())
         in_flight = [change.state.core.in_flight() for change in changes]
         phase = "commit"
@@ -123,7 +123,7 @@ def run(changes: Sequence[Change], until: float | None) -> list[ReopenReport]:
     finally:
         for change in changes:
             change.state.core.release()
-    outcomes = [change.finish() for change in changes]
+    outcomes = [change.finish(until) for change in changes]
     times.append(perf_counter_ns())
     return [
         _report(outcome, times, count) for outcome, count in zip(outcomes, in_flight, strict=True)

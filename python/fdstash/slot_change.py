@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fdstash.cache import CacheMode
 from fdstash.change import ALL_WRITES, Outcome
 from fdstash.datapath import remaining
-from fdstash.errors import ReopenError
+from fdstash.errors import Error, ReopenError
 from fdstash.file_opener import open_flags
 from fdstash.formats.base import FileChild
 from fdstash.graph import check_writable_format
@@ -16,6 +16,7 @@ from fdstash.names import StashNames
 from fdstash.stash import FDStash
 from fdstash.state import ImageState, image_flags
 from fdstash.swap import Swap
+from fdstash.waiting import call_within
 
 __all__ = ["SlotChange"]
 
@@ -44,7 +45,7 @@ class SlotChange:
         self.prepare = prepare
         self._graph = state.graph
         self._swap: Swap
-        self._proven = False
+        self._may_wait = False
         self._committing = False
         self._before = (state.graph.writable, state.cache)
         self._widened = False
@@ -57,11 +58,9 @@ class SlotChange:
         if self.stash is not None:
             self._provide(flags)
         try:
-            self._proven = swap.acquire(remaining(until))
+            self._may_wait = swap.acquire(remaining(until))
         except TimeoutError:
-            # The thread that hangs has the old one, and disposes of it.
-            self._graph.forget_swap()
-            del self._swap
+            self._leave_swap()
             raise
 
     def _provide(self, flags: int) -> None:
@@ -79,16 +78,46 @@ class SlotChange:
             elif fd != -errno.EACCES:  # EACCES: none that fits; another route may do
                 raise ReopenError(-fd, "dup from the stash", phase="acquire", file=file.name)
 
-    def prove(self) -> None:
+    def prove(self, until: float | None) -> None:
         """The swap, and on the way to writing the locks and the header."""
-        if not self._proven:
+        if not self._may_wait:  # else it was part of the acquisition
             self._swap.prove()
         if self.writable and not self._before[0]:
             check_writable_format(self._graph.source, self._graph.format, self._graph.files[0].name)
             if self._graph.source.lock:
                 self._graph.locks.widen()
                 self._widened = True
+            self._look_at_header(until)
+
+    def _look_at_header(self, until: float | None) -> None:
+        """Through the new description; on a thread where a server may be waited for."""
+        if not self._may_wait:
             self._graph.format.revalidate(self._read_fresh)
+            return
+        try:
+            error = call_within(remaining(until), self._header_error, self._dispose(self._swap))
+        except TimeoutError:
+            self._leave_swap()
+            raise
+        if error is not None:
+            raise error
+
+    def _header_error(self) -> Error | None:
+        try:
+            self._graph.format.revalidate(self._read_fresh)
+        except Error as error:
+            return error
+        return None
+
+    @staticmethod
+    def _dispose(swap: Swap) -> Callable[[object], None]:
+        """Drop a swap that a thread was left with, whatever the thread brings."""
+        return lambda _: swap.release()
+
+    def _leave_swap(self) -> None:
+        """A thread that hangs has the swap, and disposes of it; the image gets another."""
+        self._graph.forget_swap()
+        del self._swap
 
     def _read_fresh(self, file: FileChild, n: int, offset: int) -> bytes:
         return self._swap.pread(file.index, n, offset)
@@ -97,11 +126,11 @@ class SlotChange:
         """What the swap says, or all writes where a callable runs."""
         return self._swap.classes | (ALL_WRITES if self.prepare is not None else 0)
 
-    def before_commit(self) -> None:
+    def before_commit(self, until: float | None) -> None:
         """Run `prepare`, and look whether it left the header as it was."""
         if self.prepare is not None:
             self.prepare()
-            self._graph.format.revalidate(self._read_fresh)
+            self._look_at_header(until)
 
     def commit(self) -> None:
         """Exchange, with flushes held until the old descriptions were asked."""
@@ -145,7 +174,7 @@ class SlotChange:
         """Ask the old descriptions for errors."""
         self._swap.settle()
 
-    def finish(self) -> Outcome:
+    def finish(self, until: float | None) -> Outcome:
         """Drop locks that are no longer needed, and the old descriptions."""
         graph = self._graph
         if self._before[0] != self.writable:
@@ -157,4 +186,13 @@ class SlotChange:
             if not graph.locks.narrow():
                 warnings = ("the write locks could not be dropped and are still held",)
         routes, changed = self._swap.routes(), self._swap.changed
-        return Outcome(graph.files, routes, changed, self._swap.finish(), warnings)
+        return Outcome(graph.files, routes, changed, self._close_old(until), warnings)
+
+    def _close_old(self, until: float | None) -> tuple[tuple[str, int], ...]:
+        if not self._may_wait:
+            return self._swap.finish()
+        try:
+            return call_within(remaining(until), self._swap.finish, self._dispose(self._swap))
+        except TimeoutError:  # what it would have said nobody can wait for
+            self._leave_swap()
+            return ()

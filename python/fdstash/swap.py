@@ -92,12 +92,12 @@ class Swap:
             return False
         if rc != -errno.EINPROGRESS:
             raise self._error()
-        # After a timeout the thread still uses the core's object, so it keeps it
-        # alive, and what arrives is dropped with it.
+        # After a timeout the thread still uses the core's object, and frees it with
+        # what arrived.
         handle, failure = self._handle, self._failure
 
         def drop(_rc: int) -> None:
-            lib.fdstash_swap_finish(handle, ffi.NULL)
+            ffi.release(handle)
 
         rc = call_within(seconds, lambda: _acquire_and_prove(handle, failure), drop)
         if rc < 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
 import time
@@ -11,11 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from fdstash import reopen
+from fdstash.datapath import DataPath
+from fdstash.hostfile import HostFile
+from fdstash.locking import LockSet
+from fdstash.path_change import PathChange
+from fdstash.slot_change import SlotChange
+from fdstash.swap import Swap
 from tests.support.diskset import DiskSet
 from tests.support.faultshim import FaultShim
 from tests.support.lifecycle import Lifecycle, Source
+from tests.support.load import Hang
 from tests.support.matrix import Matrix
-from tests.support.positions import Tally
+from tests.support.positions import Position, Tally
 from tests.support.subject import Kind, Subject
 from tests.support.tier import FULL, evidence
 
@@ -71,10 +81,11 @@ SCENARIOS = [
 ]
 
 
-def scenario_name(scenario: tuple[str, tuple[str, ...], tuple[Kind, ...]]) -> str:
+def names_of(scenario: tuple[str, tuple[str, ...], tuple[Kind, ...]]) -> tuple[str, str]:
+    """Where, and what."""
     system, layouts, kinds = scenario
     names = dict.fromkeys(kind.name for kind in kinds)
-    return f"{'+'.join(layouts)} on {system}: {'+'.join(names)}"
+    return f"{'+'.join(layouts)} on {system}", "+".join(names)
 
 
 SOURCES = [
@@ -144,9 +155,7 @@ def matrix(
             for seed, (layout, kind) in enumerate(zip(layouts, kinds, strict=True)):
                 device = loop_device(1 << 20, 4096) if layout == "device" else None
                 folder = Path() if device else place(system)
-                subject = Subject(DiskSet(folder, layout, seed, device), seed)
-                stack.callback(subject.close)
-                pairs.append((subject, kind))
+                pairs.append((Subject(DiskSet(folder, layout, seed, device), seed), kind))
             made = Matrix(shim, pairs, **options)
             stack.callback(made.close)
             return made
@@ -154,15 +163,109 @@ def matrix(
         yield make
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=scenario_name)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: " ".join(names_of(s)))
 def test_every_call_of_a_reopen_may_fail(
     scenario: tuple[str, tuple[str, ...], tuple[Kind, ...]],
     matrix: Callable[..., Matrix],
     tally: Tally,
 ) -> None:
     made = matrix(*scenario)
-    made.run(scenario_name(scenario), tally)
+    made.run(*names_of(scenario), tally)
     assert not made.findings, "\n".join(made.findings)
+
+
+# --------------------------------------------------------------- that it can fail
+
+
+def nothing(*_arguments: object) -> None:
+    pass
+
+
+def abandon_and_spoil(change: SlotChange) -> None:
+    """As if the rollback had written to a file of the image."""
+    REAL_ABANDON(change)
+    fd = os.open(change.state.name, os.O_WRONLY)
+    os.pwrite(fd, b"spoiled", 4096)
+    os.close(fd)
+
+
+REAL_ABANDON = SlotChange.abandon
+REAL_UNDO = reopen._undo
+
+COMMIT_FAILS = Position("dup3", 1, errno.EINTR, 4)
+SETFL_FAILS = Position("F_SETFL", 0, errno.EIO, 4)
+SYNC_FAILS = Position("fdatasync", 0, errno.EIO)
+#: What is broken on purpose; where and at which position that shows, and by which words.
+SABOTAGES: dict[str, tuple[tuple[object, str, object], tuple[str, Position], str]] = {
+    "no rollback": (
+        (SlotChange, "rollback", nothing),
+        ("setfl+setfl", Position("F_SETFL", 1, errno.EIO, 4)),
+        "cache went from writeback to none",
+    ),
+    "no rollback of a path": (
+        (PathChange, "rollback", nothing),
+        ("link+setfl", SETFL_FAILS),
+        "files went from",
+    ),
+    "a rollback that fails": (
+        (reopen, "_undo", lambda changes: REAL_UNDO(changes) and False),
+        ("setfl", SETFL_FAILS),
+        "not rolled back",
+    ),
+    "new descriptions are kept": (
+        (Swap, "abandon", nothing),
+        ("proc", COMMIT_FAILS),
+        "went from None to",
+    ),
+    "write locks are kept": (
+        (LockSet, "narrow", nothing),
+        ("readwrite", COMMIT_FAILS),
+        "the locks of an image of mode r are",
+    ),
+    "bytes are spoiled": (
+        (SlotChange, "abandon", abandon_and_spoil),
+        ("setfl", SETFL_FAILS),
+        "wrong bytes",
+    ),
+    "an error of write-back is forgotten": (
+        (DataPath, "sync", DataPath.flush),
+        ("link", SYNC_FAILS),
+        "flush says []",
+    ),
+    "descriptions handed out are not marked": (
+        (HostFile, "mark_shared", nothing),
+        ("proc", Position("getrlimit", 0, errno.EACCES)),
+        "a description that others hold went from",
+    ),
+}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+def test_the_matrix_sees(
+    sabotage: str, matrix: Callable[..., Matrix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch, (names, position), words = SABOTAGES[sabotage]
+    kinds = tuple(BY_NAME[name] for name in names.split("+"))
+    made = matrix("tmpfs", ("raw",) * len(kinds), kinds)
+    made.fail_at(position)
+    assert made.findings == []
+    monkeypatch.setattr(*patch)
+    made.fail_at(position)
+    monkeypatch.undo()
+    assert made.findings
+    assert words in made.findings[0]
+
+
+def test_the_matrix_sees_a_gate_that_stays_closed(
+    matrix: Callable[..., Matrix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = matrix("tmpfs", ("raw",), (BY_NAME["setfl"],), patience=2)
+    monkeypatch.setattr(DataPath, "release", nothing)
+    with pytest.raises(Hang, match="a request of the load hangs"):
+        made.fail_at(SETFL_FAILS)
+    monkeypatch.undo()
+    made.subjects[0].image._state.core.release()
+    made.beyond_repair = False
 
 
 # ------------------------------------------------------------ open, extract_fds, close
@@ -178,7 +281,7 @@ def lifecycle(
         def make(system: str, layout: str, source: Source) -> Lifecycle:
             device = loop_device(1 << 20, 4096) if system == "loop" else None
             disks = DiskSet(Path() if device else place(system), layout, 0, device)
-            made = Lifecycle(shim, disks, source)
+            made = Lifecycle(shim, f"{layout} on {system}", disks, source)
             stack.callback(made.close)
             return made
 
@@ -198,7 +301,7 @@ def test_every_call_of_an_open_may_fail(
     tally: Tally,
 ) -> None:
     made = lifecycle(system, layout, source)
-    made.fail_open(f"{layout} on {system}: open by {source.name}", tally)
+    made.fail_open(tally)
     assert not made.findings, "\n".join(made.findings)
 
 
@@ -208,8 +311,7 @@ def test_every_call_of_extract_fds_may_fail(
     system: str, layout: str, *, again: bool, lifecycle: Callable[..., Lifecycle], tally: Tally
 ) -> None:
     made = lifecycle(system, layout, Source("path"))
-    name = f"{layout} on {system}: extract_fds{' again' if again else ''}"
-    made.fail_extract(name, tally, again=again)
+    made.fail_extract(tally, again=again)
     assert not made.findings, "\n".join(made.findings)
 
 
@@ -223,5 +325,5 @@ def test_every_call_of_a_close_may_fail(
     tally: Tally,
 ) -> None:
     made = lifecycle(system, layout, source)
-    made.fail_close(f"{layout} on {system}: close of {source.name}", tally)
+    made.fail_close(tally)
     assert not made.findings, "\n".join(made.findings)

@@ -1,7 +1,8 @@
 """A descriptor that cannot serve an image is refused wherever it comes in.
 
 With O_APPEND `pwrite` ignores its offset; O_PATH can neither read nor write; anything but a
-regular file or a block device has no bytes at offsets.
+regular file or a block device has no bytes at offsets. Seen with a core that looks for O_PATH
+alone: every row of `append` and `append-read` fails.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from tests.support.faultshim import FaultShim
 from tests.support.kernel import getfl, open_descriptors
 from tests.support.load import PATIENCE, Worker
 from tests.support.matrix import descriptor_changes, errno_is_clear, undisturbed
-from tests.support.positions import SYNC, Position, Tally, attempt, count_calls, plan
+from tests.support.positions import SYNC, Position, Tally, attempt, count_calls
 
 __all__ = ["Lifecycle", "Source"]
 
@@ -40,9 +40,10 @@ class Source:
 class Lifecycle:
     """One call at a time, and what must hold after it."""
 
-    def __init__(self, shim: FaultShim, disks: DiskSet, source: Source) -> None:
+    def __init__(self, shim: FaultShim, where: str, disks: DiskSet, source: Source) -> None:
         self.findings: list[str] = []
         self._shim = shim
+        self._where = where
         self._disks = disks
         self._source = source
         self._model = bytearray(disks.guest_bytes())
@@ -85,7 +86,7 @@ class Lifecycle:
 
     def _run(
         self,
-        name: str,
+        kind: str,
         tally: Tally,
         prepare: Callable[[ExitStack], Callable[[], Any]],
         examine: Callable[[Position, Any, BaseException | None, dict[int, str]], Iterator[str]],
@@ -111,18 +112,18 @@ class Lifecycle:
                 found, error, met = once(_NO_FAULT)
                 assert not found, f"without a fault: {found} {error}"
                 counts = count_calls(met)
-            for position in plan(counts, name):
+            for position in tally.plan(counts, self._where, kind):
                 found, error, met = once(position)
-                tally.add(name, position, fired=met.fired, failed=error is not None)
+                tally.add(self._where, kind, position, fired=met.fired, failed=error is not None)
                 if found:
                     outcome = "succeeded" if error is None else f"failed: {error!r}"
-                    self.findings.append(f"{name}, {position}, {outcome}: {'; '.join(found)}")
+                    self.findings.append(f"{position}, {outcome}: {'; '.join(found)}")
                 if len(self.findings) >= 20:
                     break
 
     # ----------------------------------------------------------------------- open
 
-    def fail_open(self, name: str, tally: Tally) -> None:
+    def fail_open(self, tally: Tally) -> None:
         def prepare(stack: ExitStack) -> Callable[[], Image]:
             if self._source.growing:
                 self._owned.callback(os.close, os.dup(0))
@@ -143,7 +144,7 @@ class Lifecycle:
             if error is not None:
                 yield from self._whole(self._open())
 
-        self._run(name, tally, prepare, examine)
+        self._run(f"open by {self._source.name}", tally, prepare, examine)
 
     def _lock_trouble(self, mode: str | None) -> Iterator[str]:
         # A description that the stash holds too has two descriptors, each of which shows its locks.
@@ -163,7 +164,7 @@ class Lifecycle:
 
     # ---------------------------------------------------------------- extract_fds
 
-    def fail_extract(self, name: str, tally: Tally, *, again: bool) -> None:
+    def fail_extract(self, tally: Tally, *, again: bool) -> None:
         """`again`: into a stash that holds them already."""
 
         def prepare(stack: ExitStack) -> Callable[[], FDStash]:
@@ -193,11 +194,11 @@ class Lifecycle:
             if {n: f for n, f in _content(self._target).items() if n != "another"} != flags:
                 yield f"then extract_fds gives {_content(self._target)}, not {flags}"
 
-        self._run(name, tally, prepare, examine)
+        self._run(f"extract_fds{' again' if again else ''}", tally, prepare, examine)
 
     # ---------------------------------------------------------------------- close
 
-    def fail_close(self, name: str, tally: Tally) -> None:
+    def fail_close(self, tally: Tally) -> None:
         def prepare(stack: ExitStack) -> Callable[[], None]:
             self._before = open_descriptors()
             image = self._image = self._open()
@@ -220,7 +221,7 @@ class Lifecycle:
             with self._disks.open("r+") as image:
                 yield from wrong_bytes(image, self._model, self._disks)
 
-        self._run(name, tally, prepare, examine)
+        self._run(f"close of {self._source.name}", tally, prepare, examine)
 
 
 def _all(findings: Iterator[str]) -> list[str]:

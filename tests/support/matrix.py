@@ -25,7 +25,6 @@ from tests.support.positions import (
     attempt,
     count_calls,
     error_name,
-    plan,
 )
 from tests.support.subject import Kind, State, Subject
 
@@ -51,6 +50,10 @@ def errno_is_clear(error: BaseException, position: Position) -> bool:
     return code == position.action or code in _BECOMES.get(position.call_class, ())
 
 
+#: So that no destructor waits for them.
+_left_hanging: list[object] = []
+
+
 @dataclass
 class _Before:
     states: list[State]
@@ -71,22 +74,30 @@ class Matrix:
         patience: float = PATIENCE,
     ) -> None:
         self.findings: list[str] = []
+        self.beyond_repair = False
         self._shim = shim
         self._pairs = list(pairs)
-        self._subjects = [subject for subject, _ in pairs]
+        self.subjects = [subject for subject, _ in pairs]
         self._worker = Worker("the reopen")
         self._patience = patience
 
     def close(self) -> None:
+        """Also the subjects; not where a thread hangs in one, say."""
+        if self.beyond_repair:
+            _left_hanging.append(self)
+            return
         self._worker.close()
+        for subject in self.subjects:
+            subject.close()
 
-    def run(self, name: str, tally: Tally) -> None:
+    def run(self, where: str, kind: str, tally: Tally) -> None:
         """Count the calls, then fail each in turn."""
         with undisturbed():
             calls = self.calls()
-            for position in plan(calls, name):
-                self.fail_at(position, name, tally)
-                if len(self.findings) >= 20:
+            for position in tally.plan(calls, where, kind):
+                met, error = self.fail_at(position)
+                tally.add(where, kind, position, fired=met.fired, failed=error is not None)
+                if len(self.findings) >= 20 or self.beyond_repair:
                     break
         for subject, _ in self._pairs:
             self.findings += subject.lock_trouble(subject.image.mode, of_the_system=True)
@@ -125,22 +136,25 @@ class Matrix:
             if kind.shared:
                 stack.enter_context(subject.handed_out())
             subject.load.writing = kind.mode[0] == "r+"
-        before = _Before([subject.state() for subject in self._subjects], {}, [])
+            assert (subject.image.mode, subject.image.cache) == (kind.mode[0], kind.cache[0])
+            trouble = list(subject.lock_trouble(kind.mode[0]))
+            assert not trouble, trouble
+        before = _Before([subject.state() for subject in self.subjects], {}, [])
         for state in before.states:
             duplicates = {file.fd: os.dup(file.fd) for file in state.files}
             for fd in duplicates.values():
                 stack.callback(os.close, fd)
             before.duplicates.append(duplicates)
         before.descriptors = open_descriptors()
-        for subject in self._subjects:
+        for subject in self.subjects:
             subject.load.resume()
             subject.load.wait_rounds(1, self._patience)
         return before
 
     def _pause(self) -> None:
-        for subject in self._subjects:
+        for subject in self.subjects:
             subject.load.wait_rounds(_ROUNDS, self._patience)
-        for subject in self._subjects:
+        for subject in self.subjects:
             subject.load.pause(self._patience)
 
     def _reopen(self) -> Callable[[], list[ReopenReport]]:
@@ -162,8 +176,8 @@ class Matrix:
 
     # -------------------------------------------------------------------- with a fault
 
-    def fail_at(self, position: Position, name: str, tally: Tally) -> None:
-        """One position, and everything that must hold after it."""
+    def fail_at(self, position: Position) -> tuple[FaultResult, BaseException | None]:
+        """One position, and everything that must hold after it; what the change met."""
         try:
             with ExitStack() as stack:
                 before = self._make_ready(stack)
@@ -174,17 +188,25 @@ class Matrix:
                 if not found and error is not None:
                     found = [f"then without a fault: {text}" for text in self._follow_up()]
         except Hang as hang:
-            self.findings.append(f"{name}, {position}: {hang}")
+            self.beyond_repair = True
+            self.findings.append(f"{position}: {hang}")
             raise
         except Exception as failure:  # noqa: BLE001 - a reopen to get ready, say
             found, met, error = [f"{type(failure).__name__}: {failure}"], FaultResult(), None
-        tally.add(name, position, fired=met.fired, failed=error is not None)
         if found:
             outcome = "succeeded" if error is None else f"failed: {type(error).__name__}: {error}"
-            self.findings.append(f"{name}, {position}, {outcome}: {'; '.join(found)}")
-            for subject in self._subjects:
+            self.findings.append(f"{position}, {outcome}: {'; '.join(found)}")
+            self._start_over()
+        return met, error
+
+    def _start_over(self) -> None:
+        try:
+            for subject in self.subjects:
                 subject.load.pause(self._patience)
                 self._worker.call(subject.start_over, self._patience)
+        except Exception as error:  # noqa: BLE001 - an image that cannot be opened again, say
+            self.findings.append(f"and it cannot be opened again: {error!r}")
+            self.beyond_repair = True
 
     def _examine(
         self,
@@ -244,7 +266,7 @@ class Matrix:
                 yield f"{subject.load.refused} writes were refused"
 
     def _sound(self) -> Iterator[str]:
-        for subject in self._subjects:
+        for subject in self.subjects:
             yield from subject.trouble()
 
     def _flushes(self, position: Position, met: FaultResult) -> Iterator[str]:
@@ -252,7 +274,7 @@ class Matrix:
         expected = position.call_class in SYNC and position.action == errno.EIO and met.fired
         heard = []
         for _ in range(2):
-            for subject in self._subjects:
+            for subject in self.subjects:
                 try:
                     subject.image.flush()
                 except OSError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tests.support.faultshim import SHORT, FaultResult, FaultShim
 from tests.support.tier import FULL
 
-__all__ = ["FAULTS", "FOREVER", "SYNC", "Position", "Tally", "count_calls", "plan"]
+__all__ = ["FAULTS", "FOREVER", "SYNC", "Position", "Tally", "count_calls"]
 
 FOREVER = 1_000_000
 """Every call from the position on: descriptors, memory or /proc that stay away."""
@@ -100,33 +100,37 @@ def count_calls(met: FaultResult) -> dict[str, int]:
     return counts
 
 
-def plan(counts: Mapping[str, int], seed: str) -> list[Position]:
-    """Every position of these calls; in the short tier one in ten, and one of each class."""
-    chosen: list[Position] = []
-    rng = random.Random(seed)
-    for name in sorted(counts):
-        every = [
-            Position(name, index, action, times)
-            for index in range(counts[name])
-            for action, times in FAULTS[name]
-        ]
-        if not FULL:
-            sample = [position for position in every if rng.random() < 0.1]
-            every = sample or [rng.choice(every)]
-        chosen += every
-    return chosen
-
-
 @dataclass
 class Tally:
-    """What was tried, by kind."""
+    """What was tried: by kind of call with the layout that it was made on, and by class."""
 
     kinds: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
+    _planned: set[tuple[str, str]] = field(default_factory=set)
 
-    def add(self, kind: str, position: Position, *, fired: bool, failed: bool) -> None:
+    def plan(self, counts: Mapping[str, int], where: str, kind: str) -> list[Position]:
+        """Every position of these calls; in the short tier one in ten, and each class once."""
+        chosen: list[Position] = []
+        rng = random.Random(f"{where}: {kind}")
+        for name in sorted(counts):
+            every = [
+                Position(name, index, action, times)
+                for index in range(counts[name])
+                for action, times in FAULTS[name]
+            ]
+            if not FULL:
+                sample = [position for position in every if rng.random() < 0.1]
+                if not sample and (name, kind) not in self._planned:
+                    sample = [rng.choice(every)]
+                every = sample
+            if every:
+                self._planned.add((name, kind))
+            chosen += every
+        return chosen
+
+    def add(self, where: str, kind: str, position: Position, *, fired: bool, failed: bool) -> None:
         row = self.kinds.setdefault(
-            kind, {"positions": 0, "absorbed": 0, "failed": 0, "not_reached": 0}
+            f"{where}: {kind}", {"positions": 0, "absorbed": 0, "failed": 0, "not_reached": 0}
         )
         if not fired:
             row["not_reached"] += 1

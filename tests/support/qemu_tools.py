@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import IO, Self
 
-from tests.support.need import need_program
+from tests.support.need import need_program, plain_environment
 
 __all__ = ["QemuIo", "create_with_qemu", "image_opts", "qemu_img", "qemu_io", "same_for_qemu"]
 
@@ -33,7 +33,14 @@ class Ran:
 
 
 def _run(command: Sequence[str], timeout: float = 60) -> Ran:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+    done = subprocess.run(
+        command,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
     return Ran(done)
 
 
@@ -90,6 +97,7 @@ class QemuIo:
         command += ["-r"] if readonly else []
         self._process = subprocess.Popen(
             [*command, os.fspath(path)],
+            env=plain_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -48,9 +48,9 @@ def test_a_vmdk_is_described_as_qemu_does(vmdk: Path) -> None:
     extents = ours["format-specific"]["data"].pop("extents")
     their_extents = theirs["format-specific"]["data"].pop("extents")
     assert {key: ours[key] for key in theirs} == theirs
-    assert [{key: mine[key] for key in its} for mine, its in zip(extents, their_extents)] == (
-        their_extents
-    )
+    assert [
+        {key: mine[key] for key in its} for mine, its in zip(extents, their_extents, strict=True)
+    ] == (their_extents)
 
 
 def test_every_file_is_listed_with_what_it_takes(vmdk: Path) -> None:

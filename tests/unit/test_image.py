@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import ctypes
 import errno
+import fcntl
 import gc
 import io
 import itertools
@@ -343,8 +344,6 @@ def test_the_limits_of_an_image_of_many_files_suit_each_of_them(flat: FlatDisk) 
 
 
 def test_files_follow_what_others_do_to_the_descriptors(raw: Path) -> None:
-    import fcntl  # noqa: PLC0415 - only here
-
     with fdstash.open(raw, "r+", format="raw") as image:
         slot = image.files[0].fd
         fcntl.fcntl(slot, fcntl.F_SETFL, os.O_DIRECT)
@@ -607,12 +606,12 @@ def test_leaving_the_context_closes_image_and_locks(flat: FlatDisk) -> None:
 
 
 def test_an_image_that_is_dropped_warns_and_is_closed(flat: FlatDisk) -> None:
-    image: Image | None = fdstash.open(flat.path, "r+")
-    assert image is not None
-    image.pwrite(b"written", 0)
-    with pytest.warns(ResourceWarning, match=r"unclosed image.*disk\.vmdk"):
-        image = None
+    def drop() -> None:
+        fdstash.open(flat.path, "r+").pwrite(b"written", 0)
         gc.collect()
+
+    with pytest.warns(ResourceWarning, match=r"unclosed image.*disk\.vmdk"):
+        drop()
     assert [locked_bytes(path) for path in flat.files] == [[]] * 5
 
 

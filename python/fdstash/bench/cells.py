@@ -83,7 +83,7 @@ def sampled(size: int, block_bytes: int, most: int, seed: int) -> list[Cell]:
             start += shift
             length = rng.randrange(1, min(length, aligned - shift) + 1)
         cells.append(Cell(start, length))
-    end = count * aligned
+    end = cells[-1].offset + cells[-1].length
     if end < size:
         rest = min(block_bytes, size - end)
         cells.append(Cell(size - rest, rest))

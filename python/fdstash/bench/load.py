@@ -42,7 +42,7 @@ class Requestable(Protocol):
 
 
 class _Worker(threading.Thread):
-    """One thread: reads each of its cells in turn, verifies it, writes every second one.
+    """One thread: reads each of its cells in turn, verifies it, and writes it every other time.
 
     Aligned blocks go through aligned memory, everything else through whatever
     memory Python has.
@@ -71,12 +71,13 @@ class _Worker(threading.Thread):
         load = self.load
         numbers = self.numbers
         turn = 0
+        rng = random.Random(self.numbers[0])  # noqa: S311 - repeatable, nothing secret
         with AlignedBuffer(load.block_bytes) as buffer:
             while not load.stopping:
                 number = numbers[turn % len(numbers)]
                 turn += 1
                 good = self._read(number, buffer)
-                if good and load.writes and turn & 1:
+                if good and load.writes and rng.getrandbits(1):
                     self._write(number, buffer)
                 if load.writes and not turn % _FLUSH_EVERY:
                     self._flush()

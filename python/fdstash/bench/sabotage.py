@@ -147,30 +147,34 @@ def _soft_limit(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def _numbers_in_use() -> list[int]:
-    return sorted(int(name) for name in os.listdir("/proc/self/fd"))
+def _limit_with(free: int, taken: set[int]) -> int:
+    """The limit below which there are just `free` numbers that are not `taken`."""
+    limit = 3
+    while free or limit in taken:
+        free -= limit not in taken
+        limit += 1
+    return limit
 
 
 @contextmanager
 def _limit_half_way(target: Target) -> Iterator[Options]:
     """Half of the descriptors that are needed can still be had."""
-    wanted = len(target.files()) // 2
-    used = set(_numbers_in_use())
-    limit = 3
-    while wanted:
-        wanted -= limit not in used
-        limit += 1
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
     options = {"path": target.state.path}
-    with _soft_limit(limit):
+    with _soft_limit(_limit_with(len(target.files()) // 2, used)):
         yield options
 
 
 @contextmanager
 def _limit_below(target: Target) -> Iterator[Options]:
-    """As when a limit is set on a running program: what is open stays open."""
-    used = _numbers_in_use()
+    """As when a limit is set on a running program: what is open stays open.
+
+    Closing the image does not make room enough to open it again.
+    """
+    slots = {file.fd for file in target.files()}
+    others = {int(name) for name in os.listdir("/proc/self/fd")} - slots
     options = {"path": target.state.path}
-    with _soft_limit(max(3, used[-len(target.files())])):
+    with _soft_limit(_limit_with(len(slots) // 2, others)):
         yield options
 
 

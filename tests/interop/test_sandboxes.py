@@ -1,0 +1,1 @@
+"""Images served and reopened from inside sandboxes, out of passed descriptors."""
