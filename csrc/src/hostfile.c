@@ -145,7 +145,7 @@ int fdstash_file_unref(fdstash_file *file)
     /* In a forked child the number is closed, and may be somebody else's, and
      * threads that are not there still seem to wait for a range. */
     if (file->epoch == owned_epoch()) {
-        rc = fdstash_close_owned(file->slot);
+        rc = owned_close(file->slot, !file->remote);
         range_lock_destroy(&file->ranges);
     }
     free(file);

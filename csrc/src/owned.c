@@ -118,16 +118,15 @@ int owned_register(int fd)
     return fd;
 }
 
-int fdstash_close_owned(int fd)
+int owned_close(int fd, int hold_fork)
 {
     uint64_t bit = (uint64_t)1 << (fd % WORD_BITS);
     size_t word = (size_t)fd / WORD_BITS;
     int rc = 0;
     if (fd < 0)
         return -EBADF;
-    /* A fork between the two steps would leave the child a descriptor that
-     * nobody knows, so a close that waits for a server delays a fork. */
-    owned_hold_fork();
+    if (hold_fork)
+        owned_hold_fork();
     pthread_mutex_lock(&owned.lock);
     int is_owned = word < owned.count && (owned.words[word] & bit);
     if (is_owned)
@@ -137,8 +136,14 @@ int fdstash_close_owned(int fd)
         rc = -EBADF;
     else if (close(fd) < 0)
         rc = -errno; /* the number is free all the same: never close again */
-    owned_allow_fork();
+    if (hold_fork)
+        owned_allow_fork();
     return rc;
+}
+
+int fdstash_close_owned(int fd)
+{
+    return owned_close(fd, 1);
 }
 
 int fdstash_dup_owned(int fd)

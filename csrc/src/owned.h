@@ -25,4 +25,9 @@ int owned_register(int fd);
 /* Opens what /proc/self/fd/FD leads to; -ENOENT only where /proc is missing.
  * hold_fork: fork is kept away meanwhile, for files that wait for no server. */
 int owned_open_again(int fd, int flags, int hold_fork);
+/* As fdstash_close_owned. hold_fork: a fork between forgetting the number and
+ * closing it would leave the child a descriptor that nobody knows, so fork is kept
+ * away; but not from a close that may wait for a server. */
+int owned_close(int fd, int hold_fork);
+
 #endif

@@ -150,7 +150,7 @@ void fdstash_swap_finish(fdstash_swap *swap, int *close_errors)
         if (item->fresh >= 0) {
             char name[24];
             snprintf(name, sizeof(name), "%zu", i);
-            rc = fdstash_close_owned(fdstash_take(&swap->stash, name));
+            rc = owned_close(fdstash_take(&swap->stash, name), !item->file->remote);
         }
         if (item->provided >= 0)
             fdstash_close_owned(item->provided);
