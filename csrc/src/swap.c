@@ -104,8 +104,12 @@ static int exchange_one(struct fdstash_swap *swap, struct swap_item *item)
         rc = set_flags(item);
     } else if (item->route != FDSTASH_ROUTE_KEEP) {
         rc = exchange_descriptions(item, swap->spare);
-        if (rc == 0)
-            hostfile_set_sharing(file, item->exchanged ? item->slot_sharing : item->fresh_sharing);
+        if (rc == 0) {
+            /* Read now: it may have been handed out since it was acquired. */
+            struct sharing old = hostfile_sharing(file);
+            hostfile_set_sharing(file, item->sharing);
+            item->sharing = old;
+        }
     }
     if (rc == 0)
         item->exchanged = !item->exchanged;

@@ -11,13 +11,12 @@ struct swap_item {
     uint32_t provided_route;
     int dirfd; /* for path */
     int beneath;
-    const char *path;             /* borrowed, or NULL */
-    int flags_before;             /* F_GETFL of the slot, before the exchange */
-    int flags_after;              /* access mode and O_DIRECT that the slot is to have */
-    uint32_t route;               /* taken */
-    int fresh;                    /* number of the new description, later of the old one; or -1 */
-    struct sharing fresh_sharing; /* who else may hold the new description */
-    struct sharing slot_sharing;  /* and the old one */
+    const char *path;       /* borrowed, or NULL */
+    int flags_before;       /* F_GETFL of the slot, before the exchange */
+    int flags_after;        /* access mode and O_DIRECT that the slot is to have */
+    uint32_t route;         /* taken */
+    int fresh;              /* number of the new description, later of the old one; or -1 */
+    struct sharing sharing; /* of the description that `fresh` holds */
     int exchanged;
 };
 

@@ -70,12 +70,12 @@ static int open_fresh(struct fdstash_swap *swap, struct swap_item *item, int may
     struct fdstash_file *file = item->file;
     int fd = -ENOTSUP;
     /* Before the open: a fork right after it shares the description. */
-    item->fresh_sharing = (struct sharing){0, owned_fork_count()};
+    item->sharing = (struct sharing){0, owned_fork_count()};
     if (item->provided >= 0) {
         fd = item->provided;
         item->provided = -1;
         item->route = item->provided_route;
-        item->fresh_sharing.shared = item->route == FDSTASH_ROUTE_STASH;
+        item->sharing.shared = item->route == FDSTASH_ROUTE_STASH;
         return fd;
     }
     if (swap->routes & FDSTASH_ROUTE_PROC) {
@@ -148,7 +148,6 @@ static int acquire_one(struct fdstash_swap *swap, size_t index, int may_wait, in
         return -errno;
     item->flags_before = has;
     item->flags_after = swap->flags;
-    item->slot_sharing = hostfile_sharing(file);
     if (file->flags & FDSTASH_FILE_READONLY)
         item->flags_after = (swap->flags & ~O_ACCMODE) | O_RDONLY;
     int differ = (has ^ item->flags_after) & COMPARED;

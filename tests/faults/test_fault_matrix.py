@@ -185,8 +185,12 @@ def abandon_and_spoil(change: SlotChange) -> None:
     """As if the rollback had written to a file of the image."""
     REAL_ABANDON(change)
     fd = os.open(change.state.name, os.O_WRONLY)
-    os.pwrite(fd, b"spoiled", 4096)
+    os.pwrite(fd, b"spoiled" * 20_000, 4096)  # more than the load will have written again
     os.close(fd)
+
+
+def stay_with_the_new(change: PathChange) -> None:
+    change._new = None
 
 
 REAL_ABANDON = SlotChange.abandon
@@ -203,7 +207,7 @@ SABOTAGES: dict[str, tuple[tuple[object, str, object], tuple[str, Position], str
         "cache went from writeback to none",
     ),
     "no rollback of a path": (
-        (PathChange, "rollback", nothing),
+        (PathChange, "rollback", stay_with_the_new),
         ("link+setfl", SETFL_FAILS),
         "files went from",
     ),

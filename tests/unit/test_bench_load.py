@@ -175,6 +175,16 @@ def test_no_write_is_under_way_while_writes_are_held() -> None:
     assert writing
 
 
+def test_writes_that_are_held_stay_so_when_the_load_ends() -> None:
+    memory, content = filled()
+    for _ in range(5):
+        with Load(memory, content, threads=3, block_bytes=4096, seed=1, writes=True) as load:
+            time.sleep(0.01)
+            load.hold_writes()
+            before = bytes(memory.data)
+        assert bytes(memory.data) == before
+
+
 def test_a_bug_in_the_load_is_not_swallowed() -> None:
     memory, content = filled()
 

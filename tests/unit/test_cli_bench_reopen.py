@@ -8,8 +8,9 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ import pytest
 
 import fdstash
 from fdstash.bench import reopen as engine
+from fdstash.bench.subject import default_folder
 from fdstash.bench.target import Reopened, ReopenTarget
 from tests.support.command import command, fdstash_json
 from tests.support.need import need_root
@@ -65,6 +67,13 @@ class Snapshot:
 
 
 @pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where images are made, whose every block is written: not on a slow disk."""
+    with tempfile.TemporaryDirectory(prefix="fdstash-test-", dir=default_folder()) as name:
+        yield Path(name)
+
+
+@pytest.fixture
 def vmdk(tmp_path: Path) -> Path:
     """Six extents: full ones, holes, one that must not be written, in a folder of their own."""
     folder = tmp_path / "precious"
@@ -90,8 +99,8 @@ def raw(tmp_path: Path) -> Path:
 
 
 @pytest.mark.threads
-def test_a_run_loses_nothing_and_the_naive_way_does(tmp_path: Path) -> None:
-    found = fdstash_json("bench", "reopen", "--reopens", "50", "--extents", "8", "--dir", tmp_path)
+def test_a_run_loses_nothing_and_the_naive_way_does(folder: Path) -> None:
+    found = fdstash_json("bench", "reopen", "--reopens", "50", "--extents", "8", "--dir", folder)
     assert found.keys() >= FIGURES
     assert nothing_wrong(found), found["messages"]
     assert found["clean"] is True
@@ -100,7 +109,7 @@ def test_a_run_loses_nothing_and_the_naive_way_does(tmp_path: Path) -> None:
     assert found["requests"] > 1000
     assert found["longest_request_ns"] > 0
     assert found["made_on_purpose"] == found["refused_on_purpose"] >= 11
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
     naive = found["naive"]
     assert naive.keys() >= FIGURES
@@ -109,9 +118,9 @@ def test_a_run_loses_nothing_and_the_naive_way_does(tmp_path: Path) -> None:
     assert naive["leaked_descriptors"] == 0
 
 
-def test_failures_on_purpose_are_real_ones(tmp_path: Path) -> None:
+def test_failures_on_purpose_are_real_ones(folder: Path) -> None:
     found = fdstash_json(
-        "bench", "reopen", "--reopens", "5", "--extents", "4", "--no-naive", "--dir", tmp_path
+        "bench", "reopen", "--reopens", "5", "--extents", "4", "--no-naive", "--dir", folder
     )
     refusals = found["refusals"]
     permission = [label for label in refusals if label.startswith("permission taken away")]
@@ -133,30 +142,26 @@ def test_failures_on_purpose_are_real_ones(tmp_path: Path) -> None:
     assert found["naive"] is None
 
 
-def test_permission_is_also_taken_away_from_who_is_not_root(tmp_path: Path) -> None:
+def test_permission_is_also_taken_away_from_who_is_not_root(folder: Path) -> None:
     need_root("becoming somebody else")
-    tmp_path.chmod(0o777)
-    for folder in tmp_path.parents:
-        if folder.stat().st_mode & 0o005 != 0o005:
-            folder.chmod(folder.stat().st_mode | 0o005)
+    folder.chmod(0o777)
     code = (
         "import os, sys\n"
         "from fdstash.bench.reopen import Settings, run\n"
         "os.setgid(65534); os.setuid(65534)\n"
-        f"found = run(Settings(reopens=20, extents=4, naive=False, folder={str(tmp_path)!r}))\n"
+        f"found = run(Settings(reopens=20, extents=4, naive=False, folder={str(folder)!r}))\n"
         "label = 'permission taken away from an extent'\n"
         "assert found.figures.refusals[label].errnos == {'EACCES'}, found\n"
         "assert found.clean, found\n"
     )
-    # Only what is imported by then can be read by then.
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_a_table_shows_both_ways(tmp_path: Path) -> None:
-    result = command("bench", "reopen", "--reopens", "10", "--extents", "3", "--dir", tmp_path)
+def test_a_table_shows_both_ways(folder: Path) -> None:
+    result = command("bench", "reopen", "--reopens", "10", "--extents", "3", "--dir", folder)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     for words in ("latency p99", "images lost", "descriptors leaked", "close, then open", "lost"):
@@ -313,10 +318,10 @@ class Failing(ReopenTarget):
     ],
 )
 def test_what_goes_wrong_is_found(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: type[ReopenTarget], figure: str | None
+    monkeypatch: pytest.MonkeyPatch, folder: Path, target: type[ReopenTarget], figure: str | None
 ) -> None:
     monkeypatch.setattr(engine, "ReopenTarget", target)
-    arguments = ("--reopens", "20", "--extents", "3", "--no-naive", "--dir", tmp_path)
+    arguments = ("--reopens", "20", "--extents", "3", "--no-naive", "--dir", folder)
     found = fdstash_json("bench", "reopen", *arguments, code=1)
     for fd in Leaking.leaked:
         os.close(fd)
@@ -329,7 +334,7 @@ def test_what_goes_wrong_is_found(
         assert nothing_wrong(found | {figure: 0})
 
 
-def test_wrong_bytes_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_wrong_bytes_are_found(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     class Spoiling(ReopenTarget):
         def reopen(self, options: Mapping[str, Any]) -> Reopened:
             done = super().reopen(options)
@@ -338,14 +343,14 @@ def test_wrong_bytes_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
             return done
 
     monkeypatch.setattr(engine, "ReopenTarget", Spoiling)
-    arguments = ("--reopens", "30", "--extents", "1", "--no-naive", "--dir", tmp_path)
+    arguments = ("--reopens", "30", "--extents", "1", "--no-naive", "--dir", folder)
     found = fdstash_json("bench", "reopen", *arguments, code=1)
     assert found["wrong_blocks"] > 0
 
 
-def test_the_same_seed_makes_the_same_reopens(tmp_path: Path) -> None:
+def test_the_same_seed_makes_the_same_reopens(folder: Path) -> None:
     def kinds(seed: str) -> dict[str, int]:
-        arguments = ("--reopens", "40", "--extents", "2", "--no-naive", "--dir", tmp_path)
+        arguments = ("--reopens", "40", "--extents", "2", "--no-naive", "--dir", folder)
         found = fdstash_json("bench", "reopen", *arguments, "--seed", seed)
         return {kind: entry["reopens"] for kind, entry in found["kinds"].items()}
 

@@ -65,6 +65,13 @@ def test_people_get_a_table(tmp_path: Path) -> None:
         assert word in result.stdout
 
 
+def test_a_folder_without_files_of_ours_is_told_and_the_rest_is_shown() -> None:
+    found = fdstash_json("doctor", "/proc")
+    assert found["folder"]["state"] == "note"
+    assert found["/proc/self/fd"]["usable"] is True
+    assert "O_DIRECT" not in found
+
+
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     result = command("doctor", tmp_path / "none" / "disk")
     assert result.exit_code == 1

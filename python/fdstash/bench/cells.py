@@ -16,8 +16,8 @@ __all__ = ["Cell", "packed", "sampled"]
 #: Unaligned cells have this length and lie one behind the other.
 _ODD_BYTES = 1008
 #: Of each such period, the first and the last part are unaligned cells.
-_PERIOD_BYTES = 1 << 20
-_ODD_PART_BYTES = 16 << 10
+_PERIOD_BYTES = 256 << 10
+_ODD_PART_BYTES = 4 << 10
 
 
 class Cell(NamedTuple):
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
 def packed(size: int, block_bytes: int) -> list[Cell]:
     """Cells without a gap over the whole of an image of `size` bytes.
 
-    Aligned blocks, but for the places around each mebibyte: there, cells are odd,
+    Aligned blocks, but for the places around each 256 KiB: there, cells are odd,
     and go across the boundaries of extents that are a multiple of it.
     """
     cells: list[Cell] = []

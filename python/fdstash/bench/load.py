@@ -215,7 +215,6 @@ class Load:
 
     def __exit__(self, *_: object) -> None:
         self.stopping = True
-        self.writes_held = False
         for worker in self._workers:
             worker.join()
         for worker in self._workers:

@@ -17,7 +17,7 @@ from fdstash.errors import Error, OptionError
 
 __all__ = ["Given", "Made", "Subject", "default_folder"]
 
-_MADE_BYTES = 64 << 20
+_MADE_BYTES = 32 << 20
 _SMALLEST_EXTENT = 64 << 10
 _SAMPLED_BYTES = 64 << 20  # of a given image, kept in memory
 _MOST_CELLS = 16384
@@ -175,9 +175,15 @@ class Given:
 def default_folder() -> str:
     """Where to make an image: memory, if there O_DIRECT works as on a disk; else the disk."""
     for folder in ("/dev/shm", tempfile.gettempdir()):  # noqa: S108 - in a folder of its own
-        if os.access(folder, os.W_OK) and _bears_direct(folder):
+        if os.access(folder, os.W_OK) and _has_room(folder) and _bears_direct(folder):
             return folder
     return tempfile.gettempdir()
+
+
+def _has_room(folder: str) -> bool:
+    """Containers often have little memory there."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize >= 2 * _MADE_BYTES
 
 
 def _bears_direct(folder: str) -> bool:

@@ -46,19 +46,30 @@ def doctor(limits: tuple[int, int], output: str, path: str) -> None:
     """
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     findings = [_versions(), _python(), _io_uring(), _limits(limits), _proc()]
-    with tempfile.TemporaryDirectory(prefix=".fdstash-doctor-", dir=folder) as own:
-        image = os.path.join(own, "probe.raw")
-        # Holes would tell nothing of alignment.
-        with open(image, "xb") as file:
-            file.write(b"\1" * (1 << 16))
-            os.fsync(file.fileno())
-        findings += [_direct(image), _locks(image), _beneath(own)]
+    findings += _on_file_system(folder)
     if output == "json":
         _write_json(findings, folder)
     else:
         _write_table(findings, folder)
     if any(finding.state == _BAD for finding in findings):
         sys.exit(1)
+
+
+def _on_file_system(folder: str) -> list[_Finding]:
+    """What needs a file in that folder."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".fdstash-doctor-", dir=folder) as own:
+            image = os.path.join(own, "probe.raw")
+            # Holes would tell nothing of alignment.
+            with open(image, "xb") as file:
+                file.write(b"\1" * (1 << 16))
+                os.fsync(file.fileno())
+            return [_direct(image), _locks(image), _beneath(own)]
+    except OSError as error:
+        if not os.path.isdir(folder):
+            raise
+        text = f"no file can be made here ({error.strerror}): nothing more is known"
+        return [_Finding("folder", _NOTE, text, {"writable": False})]
 
 
 def _versions() -> _Finding:

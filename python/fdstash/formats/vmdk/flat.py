@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import posixpath
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from fdstash.formats.vmdk.magic import descriptor_confidence, sparse_variant
 __all__ = ["Vmdk"]
 
 _HEAD = 2048
+_HEX = re.compile(rb"[0-9A-Fa-f]+")
 _RESERVED_CIDS = (0, 0xFFFFFFFE, 0xFFFFFFFF)
 
 
@@ -112,14 +114,16 @@ class Vmdk(Format):
         place = self._descriptor.cid_place
         if place is None:
             return
-        if self.file.pread(len(place.digits), place.offset) != place.digits:
+        # Not the digits that were parsed, where a reopen met a write on its way.
+        held = self.file.pread(len(place.digits), place.offset)
+        if not _HEX.fullmatch(held):
             raise FormatError(
                 "another program has written to the descriptor; open the image again",
                 file=self.file.name,
                 offset=place.offset,
                 field="CID",
             )
-        digits = _new_cid(place.digits)
+        digits = _new_cid(held)
         if self.file.pwrite(digits, place.offset) != len(digits):
             raise os_error(errno.EIO, self.file.name, "the new CID was not written whole")
         end = place.offset + len(digits)
