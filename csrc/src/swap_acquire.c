@@ -146,6 +146,8 @@ static int acquire_one(struct fdstash_swap *swap, size_t index, int may_wait, in
     int has = fcntl(file->slot, F_GETFL);
     if (has < 0)
         return -errno;
+    if (has & (O_APPEND | O_PATH)) /* no image's descriptor: somebody replaced it */
+        return -EBADF;
     item->flags_before = has;
     item->flags_after = swap->flags;
     if (file->flags & FDSTASH_FILE_READONLY)
@@ -165,7 +167,11 @@ static int acquire_one(struct fdstash_swap *swap, size_t index, int may_wait, in
     int fd = open_fresh(swap, item, may_wait);
     if (fd < 0)
         return fd;
-    int rc = check_fresh(item, fd, step);
+    int rc = -EBADF;
+    if (fd == file->slot) /* somebody closed it, and the number came round */
+        *step = FDSTASH_STEP_SLOT;
+    else
+        rc = check_fresh(item, fd, step);
     if (rc == 0) {
         *step = FDSTASH_STEP_MEMORY;
         rc = keep_fresh(swap, index, fd);

@@ -47,6 +47,9 @@ class Change(Protocol):
     def before_commit(self, until: float | None) -> None:
         """With the gate closed: flush what must be flushed, run `prepare`."""
 
+    def prove_again(self) -> None:
+        """Where much may have happened since `prove`."""
+
     def commit(self) -> None:
         """The exchange."""
 

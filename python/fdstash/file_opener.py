@@ -61,6 +61,7 @@ class FileOpener:
         self._direct = direct
         self._names = StashNames(stash)
         self._others = others
+        self._folder: int | None = None
         self._by_identity: dict[tuple[int, ...], HostFile] = {}
 
     def open_first(self) -> HostFile:
@@ -77,7 +78,15 @@ class FileOpener:
 
         def open_it() -> _Opened:
             found = self._from_stash(name, path, flags)
-            return found or _Opened(opening.open_path(path, flags), path, shared=False, key=None)
+            if found:
+                return found
+            last = os.path.basename(path)
+            if last in ("", ".", ".."):
+                fd = opening.open_path(path, flags)
+            else:
+                folder = self._own_folder(path)
+                fd = opening.open_in(folder, last, flags, path, beneath=False)
+            return _Opened(fd, path, shared=False, key=None)
 
         return self._take(name, path, open_it)
 
@@ -155,6 +164,8 @@ class FileOpener:
         error: OSError | None = None
         for place in resolver.places(text, referrer):
             try:
+                if not resolver.folders:
+                    return self._from_folder(self._own_folder(referrer), place, name, flags)
                 return self._from_place(place, name, flags)
             except OSError as failed:
                 if failed.errno == errno.EXDEV:
@@ -164,15 +175,34 @@ class FileOpener:
                     error = failed
         raise error or _refused(text, referrer, "no folder is allowed")
 
+    def _own_folder(self, referrer: str) -> int:
+        """The folder of the first file, walked once.
+
+        A symbolic link on the way that is swung meanwhile must not give an image
+        the extents of another.
+        """
+        if self._folder is None:
+            self._folder = opening.open_folder(os.path.dirname(referrer) or ".")
+        return self._folder
+
     def _from_place(self, place: Place, name: str, flags: int) -> _Opened:
         folder = opening.open_folder(place.folder or ".")
         try:
-            fd = opening.open_beneath(folder, place.path, flags, name)
+            return self._from_folder(folder, place, name, flags)
         finally:
             opening.close_owned(folder)
+
+    def _from_folder(self, folder: int, place: Place, name: str, flags: int) -> _Opened:
+        fd = opening.open_in(folder, place.path, flags, name, beneath=True)
         # As it was walked: with a symbolic link on the way, ".." is not text.
         path = os.path.join(place.folder or "", place.path)
         return _Opened(fd, path, shared=False, key=None)
+
+    def close(self) -> None:
+        """Let go of the folder; what was opened is the graph's."""
+        if self._folder is not None:
+            opening.close_owned(self._folder)
+            self._folder = None
 
     # -- what is done with it
 

@@ -73,6 +73,8 @@ class Graph:
         except BaseException:
             graph.close()
             raise
+        finally:
+            opener.close()
         # For a reopen: a description for each file, or slot, lock and another
         # graph beside this one; see the design of the reopen.
         opening.reserve(file.fd, 4 * len(graph.files) + 8)

@@ -16,8 +16,8 @@ __all__ = [
     "dup_for_others",
     "dup_owned",
     "open_again",
-    "open_beneath",
     "open_folder",
+    "open_in",
     "open_path",
     "raise_nofile",
     "reserve",
@@ -54,9 +54,9 @@ def open_folder(path: str) -> int:
     return _checked(lib.fdstash_open_folder(os.fsencode(path or ".")), path, "open the folder")
 
 
-def open_beneath(folder: int, path: str, flags: int, shown: str) -> int:
-    """As `open_path`, but the kernel refuses (EXDEV) what leads out of `folder`."""
-    rc = lib.fdstash_open_path(folder, os.fsencode(path), flags, 1)
+def open_in(folder: int, path: str, flags: int, shown: str, *, beneath: bool) -> int:
+    """As `open_path`, from `folder` on; `beneath`: the kernel refuses (EXDEV) what leads out."""
+    rc = lib.fdstash_open_path(folder, os.fsencode(path), flags, beneath)
     return _checked(rc, shown, "open")
 
 

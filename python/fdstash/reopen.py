@@ -32,6 +32,9 @@ from fdstash.swap import SwapError
 
 __all__ = ["change_for", "run", "writable_mode"]
 
+#: A gate that closed within this time, nanoseconds, left others no time to interfere.
+_SHORT = 1_000_000
+
 log = logging.getLogger("fdstash")
 
 
@@ -105,8 +108,7 @@ def run(changes: Sequence[Change], until: float | None) -> list[ReopenReport]:
                 change.state.core.hold(classes, remaining(until))
         times.append(perf_counter_ns())
         phase = "prepare"
-        for change in changes:
-            change.before_commit(until)
+        _prepare(changes, until, waited=times[-1] - times[-2])
         times.append(perf_counter_ns())
         in_flight = [change.state.core.in_flight() for change in changes]
         phase = "commit"
@@ -128,6 +130,15 @@ def run(changes: Sequence[Change], until: float | None) -> list[ReopenReport]:
     return [
         _report(outcome, times, count) for outcome, count in zip(outcomes, in_flight, strict=True)
     ]
+
+
+def _prepare(changes: Sequence[Change], until: float | None, *, waited: int) -> None:
+    """What is done with the gate closed, `waited` nanoseconds after it began to close."""
+    for change in changes:
+        change.before_commit(until)
+    if waited > _SHORT or any(change.prepare for change in changes):
+        for change in changes:
+            change.prove_again()
 
 
 def _report(outcome: Outcome, times: Sequence[int], in_flight: int) -> ReopenReport:

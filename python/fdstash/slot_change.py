@@ -132,6 +132,11 @@ class SlotChange:
             self.prepare()
             self._look_at_header(until)
 
+    def prove_again(self) -> None:
+        """Other code of this process may have taken the number of a slot."""
+        if not self._may_wait:  # else it could hang with the gate closed
+            self._swap.prove()
+
     def commit(self) -> None:
         """Exchange, with flushes held until the old descriptions were asked."""
         core = self.state.core

@@ -6,9 +6,12 @@ what still arrives; until then it counts as pending.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from fdstash.errors import os_error
 
 __all__ = ["call_within", "pending_opens"]
 
@@ -74,7 +77,10 @@ def call_within(
     if seconds is None:
         return function()
     call = _Call(function, dispose)
-    threading.Thread(target=call.run, name="fdstash-open", daemon=True).start()
+    try:
+        threading.Thread(target=call.run, name="fdstash-open", daemon=True).start()
+    except RuntimeError as error:
+        raise os_error(errno.EAGAIN, None, "no thread for a call that may hang") from error
     if not call.done.wait(seconds) and call.abandon():
         raise TimeoutError
     if call.error is not None:

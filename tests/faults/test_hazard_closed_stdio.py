@@ -21,9 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CLOSED = [
-    closed for length in (1, 2, 3) for closed in itertools.combinations((0, 1, 2), length)
-]
+CLOSED = [closed for length in (1, 2, 3) for closed in itertools.combinations((0, 1, 2), length)]
 
 # The child reports through a descriptor of its own, since it has none of the usual ones.
 _START = """

@@ -83,7 +83,9 @@ def gives_up(image: Image, **options: Any) -> ReopenError:
 
 
 def option_names(options: dict[str, Any]) -> str:
-    return "+".join(f"{key}={value}" if isinstance(value, str) else key for key, value in options.items())
+    return "+".join(
+        f"{key}={value}" if isinstance(value, str) else key for key, value in options.items()
+    )
 
 
 HELD_BY_ANY_WRITE: list[dict[str, Any]] = [

@@ -310,7 +310,7 @@ def test_an_open_on_the_callers_own_thread_hangs(stopped_fuse: HeldFs, remote: I
 
 
 def gives_up_while_stopped(server: HeldFs, image: Image, **options: Any) -> bool:
-    """Whether a reopen comes back in time, and then a write, though the server stops in `prepare`."""
+    """Whether reopen and then a write come back in time though the server stops in `prepare`."""
     done: list[object] = []
 
     def reopen() -> None:

@@ -87,7 +87,9 @@ KINDS: list[dict[str, Any]] = [
 
 
 @contextmanager
-def stolen(image: Image, index: int, theft: Callable[[int, Path], None], other: Path) -> Iterator[int]:
+def stolen(
+    image: Image, index: int, theft: Callable[[int, Path], None], other: Path
+) -> Iterator[int]:
     """The number is somebody else's in the block; afterwards the image has it back."""
     slot = image.files[index].fd
     rescue = os.dup(slot)
@@ -126,7 +128,7 @@ def what_stands_at(fd: int) -> object:
 
 
 @pytest.mark.parametrize("theft", THEFTS, ids=lambda theft: theft.__name__.strip("_"))
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "+".join(kind))
+@pytest.mark.parametrize("kind", KINDS, ids="+".join)
 def test_a_stolen_slot_is_seen_and_left_to_its_new_owner(
     path: Path, other: Path, kind: dict[str, Any], theft: Callable[[int, Path], None]
 ) -> None:

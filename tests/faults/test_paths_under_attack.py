@@ -225,9 +225,7 @@ def test_the_path_is_taken_where_it_leads_to_the_same_file(
 
 
 @pytest.mark.parametrize("attack", [*GONE, *STILL_THERE], ids=name_of)
-def test_the_folder_itself_may_go_away(
-    tmp_path: Path, attack: Callable[[Path], None]
-) -> None:
+def test_the_folder_itself_may_go_away(tmp_path: Path, attack: Callable[[Path], None]) -> None:
     """All paths at once: the folder is moved, and something else stands there."""
     home = tmp_path / "home"
     home.mkdir()
@@ -275,7 +273,7 @@ def test_a_file_made_unreadable_is_no_hindrance_to_root(disk: FlatDisk) -> None:
 
 
 def attack_permissions(sock: socket.socket, folder: str) -> list[object]:
-    """As the owner of the files, and nobody else: each takes its permission away, and gives it back."""
+    """As the owner of the files, who takes his own permissions away and gives them back."""
     disk = make_flat(Path(folder))
     found: list[object] = []
     with fdstash.open(disk.path, "r+") as image:
@@ -405,7 +403,7 @@ def kinds(disk: FlatDisk) -> Iterator[dict[str, Any]]:
 def test_files_that_are_moved_all_the_time_never_give_other_bytes(
     disk: FlatDisk, victim: int
 ) -> None:
-    """Seen without the look at the inode: the first decoy with other bytes was taken within a second."""
+    """Seen with a core that takes every inode for the same: 194 wrong blocks of 4028 requests."""
     outcomes: dict[str, int] = {}
     refused: list[str] = []
     moves = 0

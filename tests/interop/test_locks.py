@@ -60,8 +60,8 @@ def assert_locked(disk: Disk, mode: str, files: list[Path] | None = None) -> Non
     """By /proc/locks exactly, and by what qemu-io may do with each file."""
     for path in files or disk.files:
         assert ofd_locks(path) == {"r": READER, "r+": WRITER, "": []}[mode], path
-        # A raw reader lets others write, so that only its own wish counts.
-        assert qemu_may(path) == (True, mode == "") if mode != "r+" else (True, False), path
+        # As a raw image: a reader that lets others write, and a writer.
+        assert qemu_may(path) == (True, mode == ""), path
 
 
 def by_stash(image: Image, flags: int, **options: object) -> dict[str, str]:
@@ -80,9 +80,10 @@ def test_while_we_write_qemu_img_and_qemu_io_are_refused_every_file(disk: Disk) 
             assert ofd_locks(path) == WRITER
             assert qemu_io(path, "write 0 512").refused_by_a_lock
         assert qemu_io(disk.path, "write 0 512", format=disk.format).refused_by_a_lock
-        assert qemu_img("info", "-f", disk.format, disk.path).refused_by_a_lock
+        bench = ("bench", "-w", "-c", 1, "-s", 512, "-f", disk.format, disk.path)
+        assert qemu_img(*bench).refused_by_a_lock
         assert qemu_img("info", "-U", "-f", disk.format, disk.path).status == 0
-    assert qemu_img("info", "-f", disk.format, disk.path).status == 0
+    assert qemu_img(*bench).status == 0
     assert_locked(disk, "")
 
 
@@ -121,7 +122,7 @@ def test_readers_let_each_other_in_both_ways(disk: Disk) -> None:
         assert "read 512/512 bytes" in reader.do("read 0 512")
 
 
-@pytest.mark.parametrize("first, second", [("r", "r+"), ("r+", "r"), ("r+", "r+")])
+@pytest.mark.parametrize(("first", "second"), [("r", "r+"), ("r+", "r"), ("r+", "r+")])
 def test_two_images_of_one_process_conflict_as_strangers_do(
     disk: Disk, first: str, second: str
 ) -> None:
@@ -151,7 +152,7 @@ def test_a_read_only_extent_is_only_read_locked(tmp_path: Path) -> None:
             expected = WRITER if mode == "r+" else READER
             assert (ofd_locks(base), ofd_locks(rw)) == (expected, expected)
             assert ofd_locks(rdonly) == READER
-            # Another reader of that extent alone may unshare writes: it has no conflict with us.
+            # A reader of that extent alone, who lets nobody write, is let in.
             fdstash.open(rdonly, "r", format="raw").close()
 
 
@@ -240,7 +241,7 @@ def test_a_change_to_a_copy_moves_the_locks_to_the_new_files(
 
 
 @pytest.mark.parametrize("how", ["rename", "link"])
-@pytest.mark.parametrize("mode, later", [("r", "r"), ("r+", "r+"), ("r+", "r"), ("r", "r+")])
+@pytest.mark.parametrize(("mode", "later"), [("r", "r"), ("r+", "r+"), ("r+", "r"), ("r", "r+")])
 def test_a_change_to_another_name_of_the_same_files_keeps_them_locked(
     disk: Disk, how: str, mode: str, later: str
 ) -> None:
@@ -300,7 +301,7 @@ def test_widening_is_refused_while_qemu_io_reads_and_unshares(tmp_path: Path) ->
     with disk.open("r") as image:
         with QemuIo(disk.path, "vmdk", readonly=True):  # a format keeps writers from its file
             both = [ofd_locks(path) for path in disk.files]
-            assert Lock(201, 201, "READ") in both[0] and len(both[0]) > len(READER)
+            assert len(both[0]) > len(READER)
             with pytest.raises(ReopenError) as caught:
                 image.reopen(mode="r+")
             assert isinstance(caught.value, BlockingIOError)

@@ -129,12 +129,15 @@ def _locks(path: str, device: int | None = None, inode: int | None = None) -> li
 def ofd_locks(path: str | os.PathLike[str] | int) -> list[Lock]:
     """All OFD locks on the file, whoever holds them, one entry for each description."""
     status = os.stat(path)
-    found = _locks("/proc/locks", status.st_dev, status.st_ino)
-    # The listing comes in pieces, and meanwhile the locks of others come and go: an entry may
-    # be there twice, or not at all.
-    while (again := _locks("/proc/locks", status.st_dev, status.st_ino)) != found:
+    # The listing comes in pieces, and meanwhile the locks of other programs come and go: an
+    # entry may be there twice, or not at all. So it must say the same three times.
+    same, found = 0, None
+    while same < 3:
+        again = _locks("/proc/locks", status.st_dev, status.st_ino)
+        same = same + 1 if again == found else 1
         found = again
-    return found
+        time.sleep(0)
+    return found or []
 
 
 def description_locks(fd: int) -> list[Lock]:

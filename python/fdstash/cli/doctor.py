@@ -197,12 +197,12 @@ def _beneath(folder: str) -> _Finding:
     try:
         inside = _attempt(
             lambda: opening.close_owned(
-                opening.open_beneath(anchor, "probe.raw", os.O_RDONLY, "probe.raw")
+                opening.open_in(anchor, "probe.raw", os.O_RDONLY, "probe.raw", beneath=True)
             )
         )
         outside = _attempt(
             lambda: opening.close_owned(
-                opening.open_beneath(anchor, "../probe.raw", os.O_RDONLY, "../probe.raw")
+                opening.open_in(anchor, "../probe.raw", os.O_RDONLY, "../probe.raw", beneath=True)
             )
         )
     finally:
