@@ -111,20 +111,21 @@ class DataPath:
         Raises `TimeoutError` after `seconds`; then nothing is held that was not.
         """
         nanoseconds = -1 if seconds is None else max(0, int(seconds * 1e9))
+        # Noted first: an interrupt right after the call must not leave it held.
+        self.held |= mask
         if lib.fdstash_image_hold(self._handle, mask, 1, nanoseconds) < 0:
             raise TimeoutError
-        self.held |= mask
 
     def hold_flushes(self) -> None:
         """Let no flush return before `release`: an error may be on its way to it."""
-        lib.fdstash_image_hold(self._handle, lib.FDSTASH_FLUSHES, 0, 0)
         self.held |= lib.FDSTASH_FLUSHES
+        lib.fdstash_image_hold(self._handle, lib.FDSTASH_FLUSHES, 0, 0)
 
     def release(self) -> None:
         """Let everything go on."""
         if self.held:
-            self.held = 0
             lib.fdstash_image_release(self._handle)
+            self.held = 0
 
     def flush(self) -> None:
         """Make completed writes durable. Raises `ImageIOError`."""

@@ -80,7 +80,8 @@ class ImageState:
         self.busy = True
 
     def end(self) -> None:
-        """Let it go."""
+        """Let it go, and every request too: an interrupt may have come anywhere."""
+        self.core.release()
         self.busy = False
         self.lock.release()
 

@@ -183,6 +183,11 @@ class Swap:
             lib.FDSTASH_STEP_EXCHANGE: f"the exchange of descriptors: {text}",
             lib.FDSTASH_STEP_MEMORY: text,
         }.get(failure.step, text)
+        if failure.error == errno.EACCES and failure.step == lib.FDSTASH_STEP_OPEN:
+            message += (
+                "; the file's permissions do not let this process open it so (again),"
+                " and no descriptor for it was passed in a stash"
+            )
         if failure.error == errno.EMFILE:
             needed = 3 * len(self._files) + 1
             message += (

@@ -25,7 +25,7 @@ from tests.support.faultshim import FaultShim
 from tests.support.lifecycle import Lifecycle, Source
 from tests.support.load import Hang
 from tests.support.matrix import Matrix
-from tests.support.positions import Position, Tally
+from tests.support.positions import FAULTS, Position, Tally
 from tests.support.subject import Kind, Subject
 from tests.support.tier import FULL, evidence
 
@@ -68,11 +68,15 @@ MIXED = [
     (("vmdk", "raw"), (BY_NAME["copy"], BY_NAME["readonly"])),
     (("vmdk", "raw"), (BY_NAME["readwrite"], BY_NAME["proc"])),
 ]
+TIMED = [
+    Kind("readonly-timeout", PROC, mode=("r+", "r"), timeout=60),
+    Kind("readwrite-timeout", PROC, mode=("r", "r+"), timeout=60),
+]
 DEVICES = [
     # What a device's driver does at an open is not known: the first change takes another route,
     # and so does the one after it.
     (("device",), (kind,))
-    for kind in KINDS
+    for kind in (*KINDS, *TIMED)
     if kind.path not in ("link", "copy") and not (kind.stash or kind.fresh)
 ]
 SCENARIOS = [
@@ -117,7 +121,8 @@ def tally() -> Iterator[Tally]:
                 "failed_and_taken_back": tried.total("failed"),
                 "not_reached": tried.total("not_reached"),
                 "kinds": tried.kinds,
-                "classes": tried.classes,
+                "requests_of_the_loads": tried.requests,
+                "classes": {name: tried.classes.get(name, 0) for name in FAULTS},
                 "seconds": round(time.monotonic() - started),
             },
         )

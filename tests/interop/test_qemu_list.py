@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import struct
 import subprocess
@@ -251,7 +250,7 @@ def test_row_6_a_rollback_restores_the_flags_of_a_description(
             assert caught.value.phase == "commit"
             assert caught.value.rolled_back
         assert fault.fired
-        assert fault.counts["setfl"] >= 2
+        assert fault.counts["F_SETFL"] >= 2
         assert (image.cache, other.mode) == (before, "r+")
         for each in (image, other):
             assert_as_kernel_says(each)
@@ -413,13 +412,16 @@ def test_row_9_a_probe_that_fails_leaks_no_descriptor(
                 image.reopen(cache="none")
             assert_as_kernel_says(image)
             assert read_all(image) == noise(SIZE, 1)
-            assert kept_private or position < 0 or error is not None
+            failures.append(error)
             return fault.counts["pread"]
 
+    failures: list[ReopenError | None] = []
     reads = attempt(-1)
     assert reads > 0
     for position in range(reads):
         attempt(position)
+    # A description of our own can take another way; where there is none, the probe decides.
+    assert kept_private or any(failures)
 
 
 # ------------------------------------------------------------ 10: nobody has to wait
@@ -487,19 +489,20 @@ def test_row_11_images_of_one_passed_descriptor_have_locks_of_their_own(raw: Pat
     os.close(fd)
 
 
-def test_row_11_an_image_that_is_read_only_again_lets_others_in(raw: Path) -> None:
-    fd = os.open(raw, os.O_RDWR)
-    with fdstash.open(fd, "r+", format="raw") as image:
-        assert locked_bytes(raw) == WRITER_BYTES
-        assert qemu_io(raw, "read 0 512", options=["-r"]).refused_by_a_lock
+def test_row_11_an_image_that_is_read_only_again_lets_others_in(flat: FlatDisk) -> None:
+    fd = os.open(flat.path, os.O_RDWR)
+    with fdstash.open(fd, "r+", name=str(flat.path)) as image:
+        assert [locked_bytes(path) for path in flat.files] == [WRITER_BYTES] * 3
+        assert qemu_io(flat.path, "read 0 512", format="vmdk", options=["-r"]).refused_by_a_lock
         image.reopen(mode="r")
-        assert locked_bytes(raw) == READER_BYTES
-        with QemuIo(raw, readonly=True) as reader:
+        assert [locked_bytes(path) for path in flat.files] == [READER_BYTES] * 3
+        with QemuIo(flat.path, "vmdk", readonly=True) as reader:
             assert "read 512/512 bytes" in reader.do("read 0 512")
             with pytest.raises(ReopenError) as caught:
                 image.reopen(mode="r+")
             assert isinstance(caught.value, BlockingIOError)
         image.reopen(mode="r+")
+        assert [locked_bytes(path) for path in flat.files] == [WRITER_BYTES] * 3
     os.close(fd)
 
 
@@ -565,13 +568,17 @@ def test_row_14_qemu_reads_what_a_header_names_anywhere(tmp_path: Path, kind: st
     assert ran.status == 0, ran
 
 
-def ending_of(*command: str) -> int:
-    """The status of a program that may crash: no core file."""
-    limited = [need_program("prlimit", "util-linux"), "--core=0", *command]
-    done = subprocess.run(
-        limited, env=plain_environment(), capture_output=True, check=False, timeout=60
+def limited(limit: str, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A program of QEMU that may die of what it is given, with a limit and no core file."""
+    command = [need_program("prlimit", "util-linux"), "--core=0", limit]
+    return subprocess.run(
+        [*command, need_program(program, "qemu-utils"), *arguments],
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
-    return done.returncode
 
 
 def test_row_14_an_image_of_read_only_extents_is_read_and_not_written(tmp_path: Path) -> None:
@@ -584,9 +591,12 @@ def test_row_14_an_image_of_read_only_extents_is_read_and_not_written(tmp_path: 
 
 
 def test_row_14_qemu_dies_of_an_image_of_read_only_extents(tmp_path: Path) -> None:
-    disk = make_flat(tmp_path, [ExtentSpec("RDONLY", 128, name="a.bin")])
-    program = need_program("qemu-img", "qemu-utils")
-    assert ending_of(program, "info", str(disk.path)) == -signal.SIGABRT
+    disk = make_flat(
+        tmp_path, [ExtentSpec("RDONLY", 128, name="a.bin")], create_type="monolithicFlat"
+    )
+    done = limited("--nofile=300", "qemu-img", "info", disk.path)
+    assert done.returncode == -signal.SIGABRT
+    assert "num_extents" in done.stderr
 
 
 def naming_itself(folder: Path) -> dict[str, Path]:
@@ -616,13 +626,13 @@ def test_row_14_an_image_that_names_itself_is_refused(tmp_path: Path, kind: str,
     assert caught.value.file == str(path)
 
 
-@pytest.mark.full
-def test_row_14_qemu_dies_of_an_image_that_names_itself(tmp_path: Path) -> None:
-    limits = ["--as=4294967296", f"--nofile={resource.getrlimit(resource.RLIMIT_NOFILE)[1]}"]
-    path = str(naming_itself(tmp_path)["sparse"])
-    program = need_program("qemu-img", "qemu-utils")
-    limiter = need_program("prlimit", "util-linux")
-    assert ending_of(limiter, *limits, program, "info", path) in (-signal.SIGSEGV, -signal.SIGABRT)
+def test_row_14_qemu_opens_an_image_that_names_itself_until_descriptors_end(
+    tmp_path: Path,
+) -> None:
+    path = naming_itself(tmp_path)["sparse"]
+    done = limited("--nofile=300", "qemu-img", "info", path)
+    assert done.returncode != 0
+    assert "Too many open files" in done.stderr  # with more of them its stack ends first
 
 
 def test_row_14_a_device_is_opened_only_where_a_resolver_allows_it(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class ImageMachine(RuleBasedStateMachine):
         self.homes = 0
         home = self.fresh_home()
         if layout == "vmdk":
-            disk = make_flat(home, _EXTENTS)
+            disk = make_flat(home, _EXTENTS, create_type="monolithicFlat")
             self.path, self.model = disk.path, bytearray(disk.guest_bytes())
         else:
             self.path = make_raw(home, _RAW_SIZE)
@@ -74,8 +74,6 @@ class ImageMachine(RuleBasedStateMachine):
         self.before = descriptor_count()
         self.mode, self.cache = "r+", "writeback"
         self.image = self.open()
-
-    # -- helpers
 
     def open(self, **options: Any) -> Image:
         return fdstash.open(self.path, self.mode, format=self.layout, cache=self.cache, **options)
@@ -237,9 +235,8 @@ class ImageMachine(RuleBasedStateMachine):
         home, files = self.fresh_home(), self.files
         for file in files:
             shutil.copyfile(file, home / file.name)
-        offset, n = self.place(4000, 3000)
         if self.mode == "r+":  # the copy is old by now
-            self.write(offset, n, 7, fua=False)
+            self.write(*self.place(4000, 3000), 7, fua=False)
 
         def bring_up_to_date() -> None:
             for file in files:

@@ -38,7 +38,7 @@ class DiskSet:
         self.format = "vmdk" if layout == "vmdk" else "raw"
         self._disks: dict[str, FlatDisk | Path] = {}
         if device is None:
-            self._make(place, seed)
+            self._make(place.resolve(), seed)
         else:
             self._disks["own"] = Path(device)
         every = {file for home in self._disks for file in self.files(home)}
@@ -112,7 +112,7 @@ class DiskSet:
         held = {"r": READER_BYTES, "r+": WRITER_BYTES, None: []}[mode]
         live = self.identities(home)
         for _ in range(20 if of_the_system else 1):
-            locks = self._locked_bytes(["/proc/locks"] if of_the_system else _descriptions())
+            locks = self._locked_bytes(["/proc/locks"] if of_the_system else self._descriptions())
             wrong = {
                 file: locks[identity]
                 for file, identity in self._identities.items()
@@ -122,6 +122,14 @@ class DiskSet:
                 return
             time.sleep(0.01 if of_the_system else 0)
         yield f"the locks of an image of mode {mode} are {wrong}"
+
+    def _descriptions(self) -> list[str]:
+        """What the kernel shows of this process's descriptors of these files."""
+        return [
+            f"/proc/self/fdinfo/{fd}"
+            for fd, path in open_descriptors().items()
+            if path in self._identities
+        ]
 
     def _locked_bytes(self, places: Iterable[str]) -> dict[tuple[int, int], list[int]]:
         """The bytes under shared OFD locks, one entry for each description."""
@@ -135,10 +143,6 @@ class DiskSet:
                         assert kind.split()[::2] == ["OFDLCK", "READ"], match[0]
                         found[identity] += range(int(first), int(last) + 1)
         return {identity: sorted(held) for identity, held in found.items()}
-
-
-def _descriptions() -> list[str]:
-    return [f"/proc/self/fdinfo/{fd}" for fd in open_descriptors()]
 
 
 def _identity(path: str) -> tuple[int, int]:

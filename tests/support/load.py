@@ -24,6 +24,8 @@ PATIENCE = 120.0 if os.environ.get("FDSTASH_SANITIZER") else 30.0
 
 _BLOCK = 4096
 _LONGEST = 3 * _BLOCK
+#: Seconds between rounds: a reopen of a hundred calls would else wait as often for its turn.
+_BREATH = 0.0001
 
 
 class Hang(Exception):
@@ -84,6 +86,7 @@ class Load:
         self.model = model
         self.writing = writing
         self.rounds = 0
+        self.requests = 0
         self.refused = 0
         self.failures: list[str] = []
         self._random = random.Random(seed)
@@ -91,6 +94,7 @@ class Load:
         self._pause_wanted = True
         self._idle = False
         self._ended = False
+        self._awaited = 0
         self._thread = threading.Thread(target=self._run, name="the load", daemon=True)
         self._thread.start()
 
@@ -109,12 +113,10 @@ class Load:
 
     def wait_rounds(self, rounds: int, patience: float = PATIENCE) -> None:
         """Wait for that many more; while it runs. Raises `Hang`."""
-        wanted = self.rounds + rounds
-        deadline = time.monotonic() + patience
-        while self.rounds < wanted:
-            if time.monotonic() > deadline:
+        with self._changed:
+            self._awaited = self.rounds + rounds
+            if not self._changed.wait_for(lambda: self.rounds >= self._awaited, patience):
                 raise Hang("a request of the load", self._thread)
-            time.sleep(0.0002)
 
     def close(self) -> None:
         with self._changed:
@@ -134,7 +136,11 @@ class Load:
                 if self._ended:
                     return
             self._round()
+            time.sleep(_BREATH)
             self.rounds += 1
+            if self.rounds == self._awaited:
+                with self._changed:
+                    self._changed.notify_all()
 
     def _round(self) -> None:
         for aligned in (True, False):
@@ -152,6 +158,7 @@ class Load:
 
     def _write(self, offset: int, length: int) -> None:
         data = self._random.randbytes(length)
+        self.requests += 1
         try:
             done = self.image.pwrite(data, offset)
         except OSError as error:
@@ -168,6 +175,7 @@ class Load:
             self._failed(f"write of {length} at {offset} did only {done}")
 
     def _read(self, offset: int, length: int) -> None:
+        self.requests += 1
         try:
             found = self.image.pread(length, offset)
         except Exception as error:  # noqa: BLE001 - as above

@@ -31,11 +31,9 @@ from tests.support.subject import Kind, State, Subject
 __all__ = ["Matrix", "descriptor_changes", "errno_is_clear", "undisturbed"]
 
 #: What a failure may become on its way: the sequence number of a disk is part of its identity,
-#: Python says of a thread that cannot be made only that, and of flags that cannot be had that the
-#: descriptor must be a wrong one.
+#: and flags that cannot be had are those of a wrong descriptor.
 _BECOMES = {
     "ioctl": (errno.ESTALE,),
-    "pthread_create": (errno.EIO,),
     "statx": (errno.ESTALE,),
     "F_GETFL": (errno.EBADF,),
 }
@@ -99,7 +97,8 @@ class Matrix:
                 tally.add(where, kind, position, fired=met.fired, failed=error is not None)
                 if len(self.findings) >= 20 or self.beyond_repair:
                     break
-        for subject, _ in self._pairs:
+        for subject in self.subjects:
+            tally.requests += subject.load.requests
             self.findings += subject.lock_trouble(subject.image.mode, of_the_system=True)
 
     # ----------------------------------------------------------------- without faults
@@ -307,7 +306,6 @@ class Matrix:
 def undisturbed() -> Iterator[None]:
     """No collection, whose calls would be counted; and the load lets others have their turn."""
     interval = sys.getswitchinterval()
-    gc.collect()
     gc.disable()
     sys.setswitchinterval(0.0002)
     try:

@@ -106,6 +106,8 @@ class Tally:
 
     kinds: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
+    requests: int = 0
+    """How many the loads have made and looked at meanwhile."""
     _planned: set[tuple[str, str]] = field(default_factory=set)
 
     def plan(self, counts: Mapping[str, int], where: str, kind: str) -> list[Position]:
@@ -148,7 +150,7 @@ class Tally:
             f" and taken back): {kind}"
             for kind, row in self.kinds.items()
         ]
-        return [*found, f"{self.total():7} positions in all"]
+        return [*found, f"{self.total():7} positions in all, under {self.requests} requests"]
 
 
 def attempt(

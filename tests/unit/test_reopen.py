@@ -599,10 +599,11 @@ def test_prepare_may_read_and_may_not_write_reopen_or_close(image: Image) -> Non
         seen.append(attempt(lambda: reopen_all([(image, {})])))
         seen.append(attempt(image.close))
         seen.append(attempt(lambda: image.resize(512)))
+        seen.append(attempt(lambda: image.pwrite(b"x", 0)))  # the gate is still closed
 
     image.reopen(cache="none", prepare=prepare)
     assert seen[0] == expected
-    assert seen[1:] == [errno.EDEADLK] * 7
+    assert seen[1:] == [errno.EDEADLK] * 8
     assert not image.closed
     assert image.cache == "none"
 

@@ -32,7 +32,7 @@ EXTENTS = tuple(
     ExtentSpec("RW", sectors, name=f"extent-{number}.bin", start=start)
     for number, (sectors, start) in enumerate([(37, 0), (128, 8), (91, 3), (24, 1), (203, 16)])
 )
-LEAST_REOPENS = 20 if os.environ.get("FDSTASH_SANITIZER") else 100
+LEAST_REOPENS = 10
 #: No multiple of anything: each block has neighbours in its page that others write.
 BLOCK = 1000
 
@@ -68,20 +68,24 @@ class Disk:
     def reopens(self, *, writing: bool) -> Iterator[dict[str, Any]]:
         """Options for one reopen after the other, each of another kind than the last."""
         mode = "r+" if writing else "r"
-        kinds: list[dict[str, Any]] = [
+        quick: list[dict[str, Any]] = [
             {"cache": "none"},
             {"cache": "writethrough"},
             {"stash": self._stash, "cache": "none"},
             {"stash": self._stash, "cache": "writeback"},
-            {"path": self.link},
             {"cache": "directsync"},
+        ]
+        if not writing:
+            quick += [{"mode": "r+"}, {}, {"mode": "r+", "cache": "none"}, {"cache": "writeback"}]
+        # These open every file anew, and the load takes the interpreter's lock each time.
+        slow: list[dict[str, Any]] = [
+            {"path": self.link},
             {"path": self.path, "cache": "writeback"},
             {"path": self.path},
             {"path": self.link, "stash": self._stash, "cache": "none"},
             {"path": self.path, "cache": "writeback"},
         ]
-        if not writing:
-            kinds += [{"mode": "r+"}, {"mode": mode}, {"mode": "r+", "cache": "none"}]
+        kinds = [kind for each in slow for kind in [*quick, each]]
         return itertools.cycle([{"mode": mode} | kind for kind in kinds])
 
     def close(self) -> None:
