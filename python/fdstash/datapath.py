@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fdstash._ffi import check, ffi, lib
@@ -104,6 +105,18 @@ class DataPath:
     def leave(self, ticket: int, kind: int) -> None:
         """End it."""
         lib.fdstash_image_leave(self._handle, ticket, kind)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A request that only looks: `close` and `grace` wait for it.
+
+        What is asked of a file is asked within: outside, another thread may free it.
+        """
+        ticket = self.enter(lib.FDSTASH_READS)
+        try:
+            yield
+        finally:
+            self.leave(ticket, lib.FDSTASH_READS)
 
     def hold(self, mask: int, seconds: float | None) -> None:
         """Hold new requests of `mask` and wait for those in flight.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fdstash.formats.base import Kind
-from fdstash.hostfile import HostFile
+from fdstash.datapath import Layer
+from fdstash.formats.base import Kind, Segment
+from fdstash.graph import Graph
 from fdstash.state import ImageState
 
 __all__ = ["Extent", "iterate"]
@@ -33,25 +35,33 @@ _NAMES = {Kind.ZERO: "zero", Kind.HOLE: "hole", Kind.DENIED: "denied"}
 
 def iterate(state: ImageState, offset: int, end: int) -> Iterator[Extent]:
     """The extents that cover [offset, end), cut to it; lazily, as asked for."""
-    state.check_open()
-    graph = state.graph
-    for segment in graph.format.segments():
-        start = max(offset, segment.start)
-        stop = min(end, segment.start + segment.length)
-        if start >= stop:
-            continue
-        if segment.kind != Kind.DATA:
-            yield Extent(start, stop - start, _NAMES[Kind(segment.kind)], None, None, 0)
-            continue
-        file = graph.files[segment.file]
-        shift = segment.file_offset - segment.start
-        yield from _runs(state, file, start, stop, shift)
+    layer: Layer | None = None
+    segments: Sequence[Segment] = ()
+    starts: list[int] = []
+    while offset < end:
+        with state.core.reading():
+            graph = state.graph
+            if graph.layer is not layer:  # at first, and after a change of path or size
+                layer = graph.layer
+                segments = graph.format.segments()
+                starts = [segment.start for segment in segments]
+            extent = _extent_at(graph, segments, starts, offset, end)
+        if extent is None:
+            return
+        yield extent
+        offset += extent.length
 
 
-def _runs(state: ImageState, file: HostFile, start: int, stop: int, shift: int) -> Iterator[Extent]:
-    while start < stop:
-        state.check_open()
-        length, is_data = file.data_run(start + shift, stop - start)
-        kind = "data" if is_data else "zero"
-        yield Extent(start, length, kind, file.name, start + shift, 0)
-        start += length
+def _extent_at(
+    graph: Graph, segments: Sequence[Segment], starts: list[int], offset: int, end: int
+) -> Extent | None:
+    segment = segments[bisect_right(starts, offset) - 1] if segments else None
+    if segment is None or offset >= segment.start + segment.length:
+        return None
+    length = min(end, segment.start + segment.length) - offset
+    if segment.kind != Kind.DATA:
+        return Extent(offset, length, _NAMES[Kind(segment.kind)], None, None, 0)
+    file = graph.files[segment.file]
+    place = segment.file_offset + offset - segment.start
+    length, is_data = file.data_run(place, length)
+    return Extent(offset, length, "data" if is_data else "zero", file.name, place, 0)

@@ -15,7 +15,7 @@ from fdstash import reopen as transaction
 from fdstash._ffi import ffi, lib, raise_for
 from fdstash.cache import cache_mode
 from fdstash.datapath import Requests, deadline
-from fdstash.errors import ImageIOError, OptionError
+from fdstash.errors import OptionError
 from fdstash.extents import Extent, iterate
 from fdstash.file_object import ImageFile
 from fdstash.file_opener import Source
@@ -142,15 +142,8 @@ class Image:
     @property
     def files(self) -> tuple[FileInfo, ...]:
         """Every host file, as the kernel describes its descriptor now."""
-        while True:
-            self._state.check_open()
-            graph = self._state.graph
-            try:
-                return tuple(file.info() for file in graph.files)
-            except (ImageIOError, TypeError):
-                # A reopen with another path closed them meanwhile.
-                if graph is self._state.graph and not self._state.closed:
-                    raise
+        with self._state.core.reading():
+            return tuple(file.info() for file in self._state.graph.files)
 
     def extents(self, n: int | None = None, offset: int = 0) -> Iterator[Extent]:
         """A lazy iterator over the runs of [offset, offset + n), None: to the end."""

@@ -24,9 +24,10 @@ class Limits(NamedTuple):
 def limits_of(state: ImageState) -> Limits:
     """In the present cache mode: those of the most demanding file."""
     offset = memory = 1
-    if state.cache.direct:
-        for file in state.graph.files:
-            status = file.status()
-            offset = max(offset, status.offset_alignment)
-            memory = max(memory, status.memory_alignment)
+    with state.core.reading():
+        if state.cache.direct:
+            for file in state.graph.files:
+                status = file.status()
+                offset = max(offset, status.offset_alignment)
+                memory = max(memory, status.memory_alignment)
     return Limits(offset, memory, _BOUNCE_SIZE, sys.maxsize)

@@ -25,9 +25,9 @@ from tests.support.faultshim import FaultShim
 from tests.support.lifecycle import Lifecycle, Source
 from tests.support.load import Hang
 from tests.support.matrix import Matrix
-from tests.support.positions import FAULTS, Position, Tally
+from tests.support.positions import EVERY, FAULTS, Position, Tally
 from tests.support.subject import Kind, Subject
-from tests.support.tier import FULL, evidence
+from tests.support.tier import evidence
 
 pytestmark = [pytest.mark.preload, pytest.mark.root]
 
@@ -112,7 +112,7 @@ def tally() -> Iterator[Tally]:
     started = time.monotonic()
     yield tried
     print(*tried.lines(), sep="\n")
-    if FULL:
+    if EVERY:
         evidence(
             "fault_matrix",
             {

@@ -99,7 +99,7 @@ def test_an_image_of_ours_is_its_raw_twin_for_qemu(kind: str, tmp_path: Path) ->
         image.reopen(cache="writethrough")
         image.flush()
         _assert_same_map(image, path, format)
-    compare = ["compare", "-f", format, "-F", "raw", path, twin]
+    compare: list[Any] = ["compare", "-f", format, "-F", "raw", path, twin]
     assert qemu_img(*compare).status == 0, qemu_img(*compare)
     info = _qemu("info", "--output", "json", "-f", format, path)
     assert info["virtual-size"] == size

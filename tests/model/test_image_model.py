@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,6 @@ class ImageMachine(RuleBasedStateMachine):
             with pytest.raises(fdstash.ImageIOError) as caught:
                 self.image.pwrite(b"x", 0)
             assert caught.value.errno == errno.EDEADLK
-
-    # -- requests
 
     @rule(offset=offsets, n=lengths, seed=seeds, fua=st.booleans())
     def write(self, offset: int, n: int, seed: int, *, fua: bool) -> None:
@@ -376,7 +375,7 @@ class ImageMachine(RuleBasedStateMachine):
 
 def _run(layout: str, root: Path, examples: int, steps: int = 40) -> None:
     run_state_machine_as_test(
-        lambda: ImageMachine(layout, root),
+        partial(ImageMachine, layout, root),  # type: ignore[arg-type]
         settings=settings(
             max_examples=examples * 50 if FULL else examples,
             stateful_step_count=steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,10 +11,13 @@ from dataclasses import dataclass, field
 from tests.support.faultshim import SHORT, FaultResult, FaultShim
 from tests.support.tier import FULL
 
-__all__ = ["FAULTS", "FOREVER", "SYNC", "Position", "Tally", "count_calls"]
+__all__ = ["EVERY", "FAULTS", "FOREVER", "SYNC", "Position", "Tally", "count_calls"]
 
 FOREVER = 1_000_000
 """Every call from the position on: descriptors, memory or /proc that stay away."""
+
+EVERY = FULL and "FDSTASH_SANITIZER" not in os.environ
+"""Under a sanitizer a sample must do: what is looked for there shows at every position."""
 
 COMMIT = 4
 """How often a commit asks again before it gives up and is taken back."""
@@ -120,7 +124,7 @@ class Tally:
                 for index in range(counts[name])
                 for action, times in FAULTS[name]
             ]
-            if not FULL:
+            if not EVERY:
                 sample = [position for position in every if rng.random() < 0.1]
                 if not sample and (name, kind) not in self._planned:
                     sample = [rng.choice(every)]
