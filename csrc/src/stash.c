@@ -227,7 +227,7 @@ static int give_all(FDStash *stash, const char *const *names, const int *fds, si
     for (; made < count; made++) {
         struct entry *entry = NULL;
         rc = make_entry(names[made], fds[made], &entry);
-        if (rc < 0)
+        if (!entry)
             break;
         entry->newer = NULL;
         *last = entry;

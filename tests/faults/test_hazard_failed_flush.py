@@ -67,10 +67,10 @@ def test_no_write_and_no_flush_fails_while_o_direct_is_switched(path: Path, tick
     with fdstash.open(path, "r+", format="raw") as image:
         load = [writer(image, seed) for seed in range(4)]
         with running(*load, flusher(image, outcomes)):
-            for number in every(tick, count(30_000)):
+            for number in every(tick, count(20_000)):
                 image.reopen(cache=["none", "writeback"][number % 2])
         image.flush()
-    assert len(outcomes) > count(30_000) / 30
+    assert len(outcomes) > count(20_000) / 30
     assert not any(outcomes)
 
 
@@ -110,7 +110,7 @@ def switch_under_a_queue(path: Path, times: int, *, counted: bool) -> list[int]:
 
 
 def test_no_flush_fails_where_the_gate_counts_the_requests_in_flight(path: Path) -> None:
-    times = count(30_000)
+    times = count(20_000)
     outcomes = switch_under_a_queue(path, times, counted=True)
     assert len(outcomes) > times / 30
     assert not any(outcomes)

@@ -114,10 +114,10 @@ def test_children_forked_while_reopens_run_hold_nothing_of_the_image(disk: FlatD
             refuses_everything(image)
 
         with running(reopen, reader(image)):
-            for _ in range(count(8000)):
+            for _ in range(count(6000)):
                 forked.append(run_in_child(check))
                 reap(forked[-1])
-        assert len(forked) == count(8000)
+        assert len(forked) == count(6000)
         image.reopen(mode="r+", cache="writeback")
         assert_as_kernel_says(image)
         for path in disk.files:

@@ -107,7 +107,7 @@ def test_no_acknowledged_sub_block_write_is_lost_across_switches_of_o_direct(
         lanes = [Lane(image, lane) for lane in range(LANES)]
         taken = set()
         with running(*(lane.step for lane in lanes)):
-            for number in every(0.001, count(20_000)):
+            for number in every(0.001, count(12_000)):
                 if route == "proc":
                     with FDStash() as stash:
                         image.extract_fds(stash)  # a description that others hold
@@ -119,7 +119,7 @@ def test_no_acknowledged_sub_block_write_is_lost_across_switches_of_o_direct(
     for lane in lanes:
         lane.check_file(data)
         lane.check_file(on_disk(path))
-        assert lane.writes > count(20_000) / 10
+        assert lane.writes > count(12_000) / 10
     assert sum(lane.lost for lane in lanes) == 0
 
 

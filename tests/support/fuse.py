@@ -87,6 +87,8 @@ class HeldFs:
     def stop(self) -> None:
         """The server answers nothing any more, reads and writes included."""
         self._server.send_signal(signal.SIGSTOP)
+        # A thread of it may still answer until all of them have stopped.
+        os.waitid(os.P_PID, self._server.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         self._server.send_signal(signal.SIGCONT)
