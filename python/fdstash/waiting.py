@@ -81,7 +81,13 @@ def call_within(
         threading.Thread(target=call.run, name="fdstash-open", daemon=True).start()
     except RuntimeError as error:
         raise os_error(errno.EAGAIN, None, "no thread for a call that may hang") from error
-    if not call.done.wait(seconds) and call.abandon():
+    try:
+        arrived = call.done.wait(seconds)
+    except BaseException:  # an interrupt; what still arrives is nobody's
+        if not call.abandon() and call.error is None:
+            dispose(call.result)
+        raise
+    if not arrived and call.abandon():
         raise TimeoutError
     if call.error is not None:
         raise call.error

@@ -100,8 +100,10 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_a_run_and_removes_what_it_made(tmp_path: Path) -> None:
     arguments = ["bench", "reopen", "--dir", tmp_path, "--reopens", "100000", "-p"]
+    # A shell has its background jobs ignore SIGINT, and so the tests may be run.
+    heeding = ["env", "--default-signal=INT"]
     with subprocess.Popen(
-        [sys.executable, "-m", "fdstash.cli.main", *arguments],
+        [*heeding, sys.executable, "-m", "fdstash.cli.main", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
