@@ -17,6 +17,7 @@ __all__ = [
     "make_flat",
     "make_raw",
     "noise",
+    "write_file",
 ]
 
 SECTOR = 512
@@ -126,4 +127,11 @@ def make_raw(folder: Path, size: int = 1 << 20, *, name: str = "disk.raw", seed:
     path = folder / name
     path.write_bytes(noise(size, seed))
     os.chmod(path, 0o644)
+    return path
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """A file with these bytes, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
     return path

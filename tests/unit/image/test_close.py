@@ -59,6 +59,13 @@ def test_after_close_every_call_is_a_closed_error(image: Image) -> None:
             print(name, call())
 
 
+def test_an_image_that_was_closed_is_closed_for_good(raw: Path) -> None:
+    image = fdstash.open(raw)
+    image.close()
+    with pytest.raises(ClosedError), image:
+        pass
+
+
 def test_leaving_the_context_closes_image_and_locks(flat: FlatDisk) -> None:
     with pytest.raises(KeyError), fdstash.open(flat.path, "r+") as image:
         raise KeyError
