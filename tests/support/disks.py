@@ -15,6 +15,7 @@ __all__ = [
     "FlatDisk",
     "descriptor_text",
     "make_flat",
+    "make_flat_for_qemu",
     "make_raw",
     "noise",
     "write_file",
@@ -121,6 +122,12 @@ def make_flat(
     path = folder / name
     path.write_text(descriptor_text(extents, create_type))
     return FlatDisk(path, tuple(extents))
+
+
+def make_flat_for_qemu(folder: Path, *, seed: int | None = 1) -> FlatDisk:
+    """As QEMU takes it, which is with RW extents from the start of their files only."""
+    extents = [ExtentSpec("RW", 128, name="a.bin"), ExtentSpec("RW", 128, name="b.bin")]
+    return make_flat(folder, extents, create_type="twoGbMaxExtentFlat", seed=seed)
 
 
 def make_raw(folder: Path, size: int = 1 << 20, *, name: str = "disk.raw", seed: int = 1) -> Path:
