@@ -21,7 +21,7 @@ import pytest
 import fdstash
 from fdstash import FDStash, Image, LockError, ReopenError, reopen_all
 from fdstash.datapath import Requests
-from tests.support.disks import ExtentSpec, make_flat, make_raw
+from tests.support.disks import ExtentSpec, descriptor_text, make_flat, make_raw
 from tests.support.faultshim import PAUSE, FaultShim
 from tests.support.kernel import open_descriptors
 from tests.support.qemu_tools import QemuIo, qemu_io
@@ -165,6 +165,31 @@ def test_a_commit_that_fails_leaves_the_locks(
         assert (caught.value.phase, caught.value.rolled_back) == ("commit", True)
         assert_locked(disk, mode)
         assert_as_kernel_says(image)
+
+
+@pytest.mark.parametrize("index", range(1, 4))
+def test_a_qemu_io_that_reads_one_extent_refuses_the_way_to_writing_for_all(
+    tmp_path: Path, index: int
+) -> None:
+    """What was taken on the extents before it is given up again, and its own locks stay."""
+    disk = Disk(tmp_path / "own", "vmdk")
+    # A raw reader lets others write; one of a format does not.
+    own = tmp_path / "own" / "of-one-extent.vmdk"
+    one = ExtentSpec("RW", 128, name=disk.files[index].name)
+    own.write_text(descriptor_text([one], "monolithicFlat"))
+    with disk.open("r") as image:
+        with QemuIo(own, "vmdk", readonly=True):
+            before = [locked_bytes(path) for path in disk.files]
+            assert before[index] != READER_BYTES
+            with pytest.raises(ReopenError) as caught:
+                image.reopen(mode="r+")
+            assert isinstance(caught.value, BlockingIOError)
+            assert caught.value.file == str(disk.files[index])
+            for path, held in zip(disk.files, before, strict=True):
+                wait_locked(path, held)
+        assert_locked(disk, "r")
+        image.reopen(mode="r+")
+        assert_locked(disk, "r+")
 
 
 # -------------------------------------------------------------- forks meanwhile
