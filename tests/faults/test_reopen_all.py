@@ -89,6 +89,7 @@ def test_one_open_that_hangs_gives_up_all(
         error = all_refused(pairs, TIMEOUT)
         assert isinstance(error, TimeoutError)
         assert (error.errno, error.phase) == (errno.ETIMEDOUT, "acquire")
+        assert error.file == remote.name
         assert pending_opens() == 1
         # What hangs keeps nobody from a reopen that does without it.
         local.reopen(mode="r", timeout=TIMEOUT)

@@ -154,10 +154,10 @@ CASES: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "absolute path": (lambda _: extents('RW 1 FLAT "/etc/passwd" 0'), "RefusedError"),
     "device": (lambda _: extents('RW 1 FLAT "/dev/zero" 0'), "RefusedError"),
     "link that leads out": (_link_out, "RefusedError"),
-    # What no header says is wrong, but what the kernel says of the file that it names.
-    "fifo": (_fifo, "ImageIOError"),
-    "folder": (_folder, "IsADirectoryError"),
-    "loop of links": (_loop_of_links, "ImageIOError"),
+    # A FormatError that has the errno of what the kernel says of the file.
+    "fifo": (_fifo, "NotAFileError"),
+    "folder": (_folder, "NotAFileError"),
+    "loop of links": (_loop_of_links, "NotAFileError"),
     "itself": (lambda _: extents('RW 1 FLAT "disk.vmdk" 0'), "FormatError"),
     "itself by a detour": (lambda _: extents('RW 1 FLAT "./disk.vmdk" 0'), "FormatError"),
     "itself as a sparse extent": (

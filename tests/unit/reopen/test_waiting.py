@@ -40,6 +40,7 @@ def test_a_reopen_waits_for_what_it_would_make_wrong_and_for_nothing_else(
             error = refused_but_for_writes(raw_image, timeout=0.05, **options)
             assert isinstance(error, TimeoutError)
             assert (error.errno, error.phase) == (errno.ETIMEDOUT, "gate")
+            assert error.file == raw_image.name
         else:
             raw_image.reopen(timeout=30, **options)
     raw_image.reopen(**options)
