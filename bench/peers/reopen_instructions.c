@@ -101,7 +101,7 @@ static void make_image(struct subject *s)
             .kind = FDSTASH_DATA,
         };
     check(fdstash_map_new(segments, s->count, &map, &failed), "map");
-    check(fdstash_layer_new(map, s->files, s->count, NULL, &layer), "layer");
+    check(fdstash_layer_new(map, s->files, s->count, NULL, 0, NULL, &layer), "layer");
     check(fdstash_image_new(layer, FDSTASH_WRITABLE, &s->image), "image");
     check(fdstash_swap_new(s->files, s->count, &s->swap), "swap");
     for (size_t i = 0; i < s->count; i++)

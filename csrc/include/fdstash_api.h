@@ -144,18 +144,24 @@ int fdstash_file_take_latched(fdstash_file *file);
 typedef struct fdstash_map fdstash_map;
 
 enum fdstash_kind {
-    FDSTASH_DATA = 0,     /* bytes of a file */
-    FDSTASH_ZERO = 1,     /* reads as zeros, has no bytes: cannot be written */
-    FDSTASH_HOLE = 2,     /* reads the backing image; cannot be written in place */
-    FDSTASH_DENIED = 3,   /* neither read nor written */
-    FDSTASH_READONLY = 16 /* flag: data that must not be written */
+    FDSTASH_DATA = 0,   /* bytes of a file */
+    FDSTASH_ZERO = 1,   /* reads as zeros, has no bytes: cannot be written */
+    FDSTASH_HOLE = 2,   /* reads the backing image; cannot be written in place */
+    FDSTASH_DENIED = 3, /* neither read nor written */
+    FDSTASH_TABLE = 4,  /* of segments: a cluster table says, see below */
+    /* Of the runs of a table alone: */
+    FDSTASH_COMPRESSED = 5, /* data that only the driver can read */
+    FDSTASH_UNKNOWN = 6,    /* not loaded yet */
+    FDSTASH_BAD = 7,        /* the entry makes no sense */
+    FDSTASH_READONLY = 16,  /* flag: data that must not be written */
+    FDSTASH_COPY = 32       /* flag: data that must not be written in place */
 };
 
 typedef struct fdstash_segment {
     uint64_t start;       /* guest offset */
     uint64_t length;      /* never 0 */
     uint64_t file_offset; /* data: where the segment starts in the file */
-    uint32_t file;        /* data: index into the layer's files */
+    uint32_t file;        /* data: index into the layer's files; table: into its tables */
     uint32_t kind;        /* enum fdstash_kind, with flags */
 } fdstash_segment;
 
@@ -171,16 +177,87 @@ uint64_t fdstash_map_size(const fdstash_map *map);
 int fdstash_map_lookup(const fdstash_map *map, uint64_t offset, uint64_t limit,
                        fdstash_segment *out);
 
+/* ----------------------------------------------------------- cluster table --
+ * Guest cluster -> (host offset, kind), in pages: one for each table on disk,
+ * loaded on first touch. The driver describes an entry once and hands raw tables
+ * over. Owner, but for lookups, which the data path makes from any thread. */
+
+typedef struct fdstash_table fdstash_table;
+
+enum fdstash_entry_limits { FDSTASH_MAX_RULES = 8, FDSTASH_MAX_PARTS = 2 };
+
+typedef struct fdstash_entry_rule { /* (entry & mask) == value means kind */
+    uint64_t mask;
+    uint64_t value;
+    uint32_t kind;
+    uint32_t reserved;
+} fdstash_entry_rule;
+
+typedef struct fdstash_entry_part { /* (entry & mask), shifted left, or right where negative */
+    uint64_t mask;
+    int32_t shift;
+    uint32_t reserved;
+} fdstash_entry_part;
+
+typedef struct fdstash_entry_layout {
+    uint32_t width; /* bytes: 4 or 8 */
+    uint32_t big_endian;
+    uint32_t rule_count; /* the first that matches says the kind; else it is data */
+    uint32_t part_count;
+    fdstash_entry_rule rules[8];
+    fdstash_entry_part parts[2]; /* host offset = base + unit * (all parts together) */
+    uint64_t unit;
+    uint64_t base;
+} fdstash_entry_layout;
+
+typedef struct fdstash_cluster {
+    uint64_t offset; /* in the host file, bytes */
+    uint32_t kind;   /* enum fdstash_kind */
+    uint32_t reserved;
+} fdstash_cluster;
+
+/* A table for `size` bytes of guest disk in clusters of 1 << cluster_bits bytes,
+ * page_entries of them a page, whose data lies in file `file` of the layer.
+ * Nothing is loaded. -EINVAL; -EFBIG: more pages than there may be; -ENOMEM. */
+int fdstash_table_new(uint64_t size, uint32_t cluster_bits, uint32_t page_entries, uint32_t file,
+                      const fdstash_entry_layout *layout, fdstash_table **out);
+/* For a table that no layer has taken over. */
+void fdstash_table_free(fdstash_table *table);
+/* Decodes a page from the raw table, page_entries entries, or makes it all holes
+ * where raw is NULL. Data that does not lie in the first file_size bytes is
+ * FDSTASH_BAD. `generation` is what fdstash_image_generation said just before.
+ * -ERANGE, -EINVAL (bytes), -EBUSY (the page is pinned), -ENOMEM. */
+int fdstash_table_load(fdstash_table *table, uint64_t page, const void *raw, size_t bytes,
+                       uint64_t file_size, uint64_t generation);
+/* Sets clusters of loaded pages, all or none; data is contiguous from offset on.
+ * -ENOENT: a page is not loaded; -ERANGE, -EINVAL, -ENOMEM. */
+int fdstash_table_set(fdstash_table *table, uint64_t cluster, uint64_t count, uint32_t kind,
+                      uint64_t offset);
+/* What is known of clusters; -ENOENT: a page is not loaded; -ERANGE. */
+int fdstash_table_get(fdstash_table *table, uint64_t cluster, uint64_t count, fdstash_cluster *out);
+/* A pinned page stays in memory: it holds entries that are not on disk yet. */
+int fdstash_table_pin(fdstash_table *table, uint64_t page, int pinned);
+/* Pages in memory, those of holes alone not counted. */
+uint64_t fdstash_table_loaded(const fdstash_table *table);
+/* Drops up to `count` pages that were not read of late; returns how many. */
+uint64_t fdstash_table_evict(fdstash_table *table, uint64_t count, uint64_t generation);
+
 /* ------------------------------------------------------------------- layer --
- * One image of a chain as the data path sees it: a map, its files, and the
- * layer that holes fall through to. Immutable; shared by reference. */
+ * One image of a chain as the data path sees it: a map, its files and tables,
+ * and the layer that holes fall through to. Shared by reference; immutable but
+ * for what its tables have loaded. */
 
 typedef struct fdstash_layer fdstash_layer;
 
-/* Takes the map over and references the files and the backing layer (or NULL).
- * -EINVAL: a segment names a file beyond count. */
+/* Takes the map and the tables over and references the files and the backing
+ * layer (or NULL). -EINVAL: a segment names a file or a table that is not there,
+ * or a table of another size; then everything is still the caller's. */
 int fdstash_layer_new(fdstash_map *map, fdstash_file *const *files, size_t count,
-                      fdstash_layer *backing, fdstash_layer **out);
+                      fdstash_table *const *tables, size_t table_count, fdstash_layer *backing,
+                      fdstash_layer **out);
+/* Whether tables hold entries that are not on disk yet: then a flush, or a write
+ * that must be durable, is for the driver (FDSTASH_NEEDS). Owner. */
+void fdstash_layer_set_dirty(fdstash_layer *layer, int dirty);
 void fdstash_layer_unref(fdstash_layer *layer);
 
 /* ------------------------------------------------------------------- image --
@@ -223,6 +300,48 @@ uint64_t fdstash_image_size(fdstash_image *image);
 uint32_t fdstash_image_flags(fdstash_image *image);
 void fdstash_image_set_flags(fdstash_image *image, uint32_t flags);
 
+/* Returned, negated, by a request that needs the driver: nothing was done, and the
+ * call is to be made again with a fdstash_need, within fdstash_image_enter. */
+enum fdstash_needs { FDSTASH_NEEDS = 4096 };
+
+/* What a request has met that only the driver can serve. */
+typedef struct fdstash_need {
+    fdstash_layer *layer; /* whose table it is; borrowed */
+    uint64_t start;       /* guest offset */
+    uint64_t length;      /* of the run, cut to the request */
+    uint64_t offset;      /* in the host file, for what lies in one */
+    uint64_t done;        /* bytes of the request, from its very start, that are done */
+    uint32_t kind;        /* enum fdstash_kind of the run */
+    uint32_t reserved;
+} fdstash_need;
+
+/* As preadv, pwritev, zero and trim below, from `done` bytes into the request on.
+ * -FDSTASH_NEEDS fills *need; after what it asks for was seen to, the call is made
+ * again with need->done, more where the driver has moved bytes itself. The caller
+ * has entered FDSTASH_READS, or FDSTASH_UNALIGNED_WRITES. */
+int64_t fdstash_image_read_on(fdstash_image *image, const fdstash_iovec *iov, int count,
+                              uint64_t offset, uint64_t done, fdstash_need *need);
+int64_t fdstash_image_write_on(fdstash_image *image, const fdstash_iovec *iov, int count,
+                               uint64_t offset, uint64_t done, uint32_t flags, fdstash_need *need);
+int fdstash_image_zero_on(fdstash_image *image, uint64_t length, uint64_t offset, uint64_t done,
+                          uint32_t flags, fdstash_need *need);
+int fdstash_image_trim_on(fdstash_image *image, uint64_t length, uint64_t offset, uint64_t done,
+                          fdstash_need *need);
+/* The run at offset; holes of the host file are not looked for. kind is that of
+ * enum fdstash_kind. -ERANGE at the end. The caller has entered FDSTASH_READS. */
+int fdstash_layer_lookup(fdstash_layer *layer, uint64_t offset, uint64_t limit,
+                         fdstash_segment *out);
+/* Copies into the buffers of a request, from `at` bytes into it on. */
+void fdstash_iov_fill(const fdstash_iovec *iov, int count, uint64_t at, const void *data,
+                      uint64_t length);
+/* Moves part of a request's buffers, from `at` on, to a file: what pwritev does for
+ * data that is mapped. */
+int64_t fdstash_file_pwrite_from(fdstash_file *file, const fdstash_iovec *iov, int count,
+                                 uint64_t at, uint64_t length, uint64_t offset, uint32_t flags);
+/* Counts the generations of requests: what was taken out of reach in one is in
+ * nobody's hands two later. Tries to begin the next one. Any thread. */
+uint64_t fdstash_image_generation(fdstash_image *image);
+
 /* Bytes moved; short only at the end of the image. -EACCES: a denied extent. */
 int64_t fdstash_image_pread(fdstash_image *image, void *buffer, uint64_t length, uint64_t offset);
 int64_t fdstash_image_preadv(fdstash_image *image, const fdstash_iovec *iov, int count,
@@ -239,6 +358,9 @@ int fdstash_image_trim(fdstash_image *image, uint64_t length, uint64_t offset);
 /* Makes all completed writes durable, backing layers included, and returns what
  * any description, former ones too, has to report. */
 int fdstash_image_flush(fdstash_image *image);
+/* The same for the files alone, whether or not tables hold entries that are not
+ * on disk: for who has just written those. */
+int fdstash_image_flush_files(fdstash_image *image);
 /* The same on behalf of a reopen: the next flush returns the error as well. */
 int fdstash_image_sync(fdstash_image *image);
 

@@ -14,7 +14,7 @@ static int is_sound(const fdstash_segment *segment, uint64_t expected_start)
 {
     uint32_t kind = segment->kind & ~(uint32_t)FDSTASH_READONLY;
     uint64_t end;
-    if (segment->start != expected_start || segment->length == 0 || kind > FDSTASH_DENIED)
+    if (segment->start != expected_start || segment->length == 0 || kind > FDSTASH_TABLE)
         return 0;
     /* Offsets go to the kernel as off_t. */
     if (__builtin_add_overflow(segment->start, segment->length, &end) || end > INT64_MAX)

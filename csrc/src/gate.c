@@ -148,18 +148,46 @@ void gate_release(struct gate *gate)
     pthread_mutex_unlock(&gate->lock);
 }
 
+static void set_in_grace(struct gate *gate, uint32_t in_grace)
+{
+    pthread_mutex_lock(&gate->lock);
+    gate->in_grace = in_grace;
+    pthread_mutex_unlock(&gate->lock);
+}
+
+static void next_phase(struct gate *gate, uint32_t next)
+{
+    atomic_store(&gate->phase, next);
+    atomic_fetch_add(&gate->generation, 1);
+}
+
 int gate_grace(struct gate *gate, int64_t timeout_ns)
 {
+    set_in_grace(gate, 1);
     uint32_t now = atomic_load(&gate->phase);
     uint32_t next = 1 - now;
     /* Requests of two phases ago first, so that each wait is for a count that
      * only falls. */
     int rc = wait_idle(gate, (int)next, (int)next, GATE_ALL, timeout_ns);
     if (rc == 0) {
-        atomic_store(&gate->phase, next);
+        next_phase(gate, next);
         rc = wait_idle(gate, (int)now, (int)now, GATE_ALL, timeout_ns);
     }
+    set_in_grace(gate, 0);
     return rc;
+}
+
+/* Something that was put out of reach in generation n was in reach of requests
+ * counted under either ticket. The step to n + 1 waits for those of one of them,
+ * the step to n + 2 for those of the other. */
+uint64_t gate_generation(struct gate *gate)
+{
+    pthread_mutex_lock(&gate->lock);
+    uint32_t next = 1 - atomic_load(&gate->phase);
+    if (!gate->in_grace && count_of(gate, (int)next, GATE_ALL) == 0)
+        next_phase(gate, next);
+    pthread_mutex_unlock(&gate->lock);
+    return atomic_load(&gate->generation);
 }
 
 void gate_shut(struct gate *gate)

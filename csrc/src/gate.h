@@ -18,7 +18,9 @@ struct gate {
     _Atomic uint32_t held; /* mask of classes */
     _Atomic uint32_t shut; /* for good: new requests get -ESHUTDOWN */
     _Atomic uint32_t phase;
-    _Atomic uint32_t watchers; /* threads that wait for a count to fall */
+    _Atomic uint64_t generation; /* how often the phase has changed */
+    uint32_t in_grace;           /* under the lock: the phase is that of a grace period */
+    _Atomic uint32_t watchers;   /* threads that wait for a count to fall */
     _Atomic int64_t active[2][GATE_CLASSES];
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -37,6 +39,7 @@ void gate_wait_open(struct gate *gate, uint32_t class_bit);
 int gate_hold(struct gate *gate, uint32_t mask, int drain, int64_t timeout_ns);
 void gate_release(struct gate *gate);
 int gate_grace(struct gate *gate, int64_t timeout_ns);
+uint64_t gate_generation(struct gate *gate);
 void gate_shut(struct gate *gate);
 uint64_t gate_in_flight(struct gate *gate);
 

@@ -107,3 +107,8 @@ int fdstash_image_grace(fdstash_image *image, int64_t timeout_ns)
 {
     return gate_grace(&image->gate, timeout_ns);
 }
+
+uint64_t fdstash_image_generation(fdstash_image *image)
+{
+    return gate_generation(&image->gate);
+}

@@ -21,4 +21,27 @@ struct fdstash_image {
 /* As gate_enter; a forked child is shut out. */
 int image_enter(struct fdstash_image *image, uint32_t class_bit);
 
+/* A request that changes bytes. */
+struct write_request {
+    int ticket;
+    uint32_t class_bit;
+    struct fdstash_layer *layer;
+    uint32_t flags; /* of the image */
+    int durable;
+};
+
+/* Enters with the class that the request has in the layer it meets; `unaligned`:
+ * with that of unaligned writes in any case. -EBADF, -ENOSPC. */
+int image_begin_write(struct fdstash_image *image, uint64_t length, uint64_t offset, uint32_t flags,
+                      int unaligned, struct write_request *request);
+/* The same for a caller that has entered. */
+int image_look_at_write(struct fdstash_image *image, uint64_t length, uint64_t offset,
+                        uint32_t flags, struct write_request *request);
+void image_end_write(struct fdstash_image *image, const struct write_request *request);
+/* Notes what the driver is needed for; returns -FDSTASH_NEEDS. */
+int need_driver(fdstash_need *need, const struct fdstash_layer *layer, const fdstash_segment *run,
+                uint64_t done);
+
+#define KIND_OF(segment) ((segment)->kind & ~(uint32_t)FDSTASH_READONLY)
+
 #endif

@@ -45,7 +45,9 @@ class Layer:
         check(rc, name)
         handles = ffi.new("fdstash_file *[]", [file.handle for file in files])
         out = ffi.new("fdstash_layer **")
-        rc = lib.fdstash_layer_new(map_out[0], handles, len(files), ffi.NULL, out)
+        rc = lib.fdstash_layer_new(
+            map_out[0], handles, len(files), ffi.NULL, 0, ffi.NULL, out
+        )
         if rc < 0:
             lib.fdstash_map_free(map_out[0])
             check(rc, name)

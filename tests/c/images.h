@@ -49,7 +49,7 @@ static inline fdstash_image *make_image(const struct small_file *files, uint32_t
         handles[i] = files[i].file;
     }
     CHECK_EQUAL(fdstash_map_new(segments, count, &map, &failed), 0);
-    CHECK_EQUAL(fdstash_layer_new(map, handles, count, NULL, &layer), 0);
+    CHECK_EQUAL(fdstash_layer_new(map, handles, count, NULL, 0, NULL, &layer), 0);
     CHECK_EQUAL(fdstash_image_new(layer, FDSTASH_WRITABLE, &image), 0);
     fdstash_layer_unref(layer);
     return image;

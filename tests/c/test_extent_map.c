@@ -154,7 +154,7 @@ static void nothing_may_wrap_around(void)
 
 static void unknown_kinds_are_refused(void)
 {
-    fdstash_segment beyond[] = {of_kind(0, 1, FDSTASH_DENIED + 1)};
+    fdstash_segment beyond[] = {of_kind(0, 1, FDSTASH_TABLE + 1)};
     fdstash_segment flags[] = {of_kind(0, 1, 32)};
     check_refused(beyond, COUNT(beyond), 0);
     check_refused(flags, COUNT(flags), 0);

@@ -103,7 +103,7 @@ static void each_kind_of_segment_does_what_it_says(void)
     CHECK_EQUAL(fdstash_file_pwrite(below.file, "below", 5, 0, 0), 5);
     fdstash_segment base[] = {{0, 4096, 0, 0, FDSTASH_DATA}};
     CHECK_EQUAL(fdstash_map_new(base, 1, &map, &failed), 0);
-    CHECK_EQUAL(fdstash_layer_new(map, &below.file, 1, NULL, &backing), 0);
+    CHECK_EQUAL(fdstash_layer_new(map, &below.file, 1, NULL, 0, NULL, &backing), 0);
     fdstash_segment segments[] = {
         {0, 8192, 0, 0, FDSTASH_HOLE},
         {8192, 4096, 0, 0, FDSTASH_ZERO},
@@ -112,7 +112,7 @@ static void each_kind_of_segment_does_what_it_says(void)
         {20480, 4096, 0, 0, FDSTASH_DENIED},
     };
     CHECK_EQUAL(fdstash_map_new(segments, 5, &map, &failed), 0);
-    CHECK_EQUAL(fdstash_layer_new(map, &file.file, 1, backing, &layer), 0);
+    CHECK_EQUAL(fdstash_layer_new(map, &file.file, 1, NULL, 0, backing, &layer), 0);
     CHECK_EQUAL(fdstash_image_new(layer, FDSTASH_WRITABLE, &image), 0);
     fdstash_layer_unref(layer);
     fdstash_layer_unref(backing);
