@@ -7,7 +7,7 @@ import errno
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from fdstash._ffi import check, ffi, lib
 from fdstash.errors import FormatError
@@ -26,12 +26,37 @@ class Requests(enum.IntFlag):
 
 
 class Layer:
-    """A map and its files, immutable. `segments` are those of a `Format`."""
+    """A map, its files and its tables. `segments` and `tables` are those of a format."""
 
-    def __init__(self, segments: Sequence[Any], files: Sequence[HostFile], name: str) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Any],
+        files: Sequence[HostFile],
+        name: str,
+        tables: Sequence[Any] = (),
+        backing: Layer | None = None,
+    ) -> None:
         """Build the core's map. Raises `FormatError` where it would not be one."""
-        table = ffi.new("fdstash_segment[]", len(segments))
-        for entry, segment in zip(table, segments, strict=True):
+        made: list[Any] = []
+        try:
+            made.extend(new_table(table, name) for table in tables)
+            self._handle = self._build(segments, files, name, made, backing)
+        except BaseException:
+            for table in made:
+                lib.fdstash_table_free(table)
+            raise
+        self.tables = tuple(ClusterTable(handle) for handle in made)
+
+    @staticmethod
+    def _build(
+        segments: Sequence[Any],
+        files: Sequence[HostFile],
+        name: str,
+        tables: Sequence[Any],
+        backing: Layer | None,
+    ) -> Any:
+        array = ffi.new("fdstash_segment[]", len(segments))
+        for entry, segment in zip(array, segments, strict=True):
             entry.start = segment.start
             entry.length = segment.length
             entry.file_offset = segment.file_offset
@@ -39,30 +64,110 @@ class Layer:
             entry.kind = segment.kind | (lib.FDSTASH_READONLY if segment.readonly else 0)
         map_out = ffi.new("fdstash_map **")
         failed = ffi.new("size_t *")
-        rc = lib.fdstash_map_new(table, len(segments), map_out, failed)
+        rc = lib.fdstash_map_new(array, len(segments), map_out, failed)
         if rc == -errno.EINVAL:
             raise FormatError(f"segment {failed[0]} leaves a gap or overlaps", file=name)
         check(rc, name)
         handles = ffi.new("fdstash_file *[]", [file.handle for file in files])
+        table_handles = ffi.new("fdstash_table *[]", tables)
+        below = ffi.NULL if backing is None else backing.handle
         out = ffi.new("fdstash_layer **")
         rc = lib.fdstash_layer_new(
-            map_out[0], handles, len(files), ffi.NULL, 0, ffi.NULL, out
+            map_out[0], handles, len(files), table_handles, len(tables), below, out
         )
         if rc < 0:
             lib.fdstash_map_free(map_out[0])
             check(rc, name)
-        self._handle = ffi.gc(out[0], lib.fdstash_layer_unref)
+        return ffi.gc(out[0], lib.fdstash_layer_unref)
 
     @property
     def handle(self) -> Any:
         """The core's object."""
         return self._handle
 
+    def set_dirty(self, *, dirty: bool) -> None:
+        """Whether tables hold entries that are not on disk. Owner."""
+        lib.fdstash_layer_set_dirty(self._handle, dirty)
+
+    def lookup(self, offset: int, limit: int) -> MapRun | None:
+        """The run at `offset`; None at the end. Within `DataPath.reading`."""
+        out = ffi.new("fdstash_segment *")
+        if lib.fdstash_layer_lookup(self._handle, offset, limit, out) < 0:
+            return None
+        kind = out.kind & ~lib.FDSTASH_READONLY
+        return MapRun(offset, out.length, kind, out.file, out.file_offset)
+
     def release(self) -> None:
         """Drop this reference."""
         handle, self._handle = self._handle, None
         if handle is not None:
             ffi.release(handle)
+
+
+class MapRun(NamedTuple):
+    """A run of one kind, contiguous in its file."""
+
+    offset: int
+    length: int
+    kind: int
+    file: int
+    file_offset: int
+
+
+def new_table(table: Any, name: str) -> Any:
+    """The core's table for a driver's `Table`; freed by the layer that takes it over."""
+    entry = table.entry
+    layout = ffi.new("fdstash_entry_layout *")
+    layout.width, layout.big_endian = entry.width, entry.big_endian
+    layout.rule_count, layout.part_count = len(entry.rules), len(entry.parts)
+    for slot, rule in zip(layout.rules, entry.rules, strict=False):
+        slot.mask, slot.value, slot.kind = rule.mask, rule.value, rule.kind
+    for slot, part in zip(layout.parts, entry.parts, strict=False):
+        slot.mask, slot.shift = part.mask, part.shift
+    layout.unit, layout.base = entry.unit, entry.base
+    out = ffi.new("fdstash_table **")
+    bits = table.cluster.bit_length() - 1
+    rc = lib.fdstash_table_new(table.length, bits, table.page_entries, table.file, layout, out)
+    check(rc, name, "cluster table")
+    return out[0]
+
+
+class ClusterTable:
+    """The core's table, as long as its layer lives. Owner: who holds the map's lock."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    @property
+    def loaded(self) -> int:
+        """Pages in memory, those of holes alone not counted."""
+        count: int = lib.fdstash_table_loaded(self._handle)
+        return count
+
+    def load(self, page: int, raw: bytes | None, file_size: int, generation: int) -> None:
+        """Take a page over as it is on disk; None: all holes."""
+        data = ffi.NULL if raw is None else ffi.from_buffer(raw)
+        size = 0 if raw is None else len(raw)
+        check(lib.fdstash_table_load(self._handle, page, data, size, file_size, generation))
+
+    def set(self, cluster: int, count: int, kind: int, offset: int = 0) -> None:
+        """Set clusters of loaded pages; data is contiguous from `offset` on."""
+        check(lib.fdstash_table_set(self._handle, cluster, count, kind, offset))
+
+    def get(self, cluster: int, count: int) -> list[tuple[int, int]]:
+        """Kind and host offset of clusters of loaded pages."""
+        out = ffi.new("fdstash_cluster[]", count)
+        check(lib.fdstash_table_get(self._handle, cluster, count, out))
+        return [(each.kind, each.offset) for each in out]
+
+    def pin(self, page: int, *, pinned: bool) -> None:
+        """Keep a page in memory: it has entries that are not on disk."""
+        check(lib.fdstash_table_pin(self._handle, page, pinned))
+
+    def evict(self, pages: int, generation: int) -> int:
+        """Drop pages that were not read of late; how many."""
+        count: int = lib.fdstash_table_evict(self._handle, pages, generation)
+        return count
 
 
 class DataPath:
@@ -142,9 +247,14 @@ class DataPath:
             lib.fdstash_image_release(self._handle)
             self.held = 0
 
-    def flush(self) -> None:
-        """Make completed writes durable. Raises `ImageIOError`."""
-        check(lib.fdstash_image_flush(self._handle), None, "flush")
+    def flush_files(self) -> None:
+        """Make completed writes durable, entries of tables aside. Raises `ImageIOError`."""
+        check(lib.fdstash_image_flush_files(self._handle), None, "flush")
+
+    def generation(self) -> int:
+        """Of requests: what was out of reach in one is in nobody's hands two later."""
+        count: int = lib.fdstash_image_generation(self._handle)
+        return count
 
     def sync(self) -> None:
         """As `flush`, for a reopen: the next `flush` returns the error as well."""

@@ -36,6 +36,11 @@ class Kind(enum.IntEnum):
     ZERO = 1  #: reads as zeros and has no bytes: cannot be written
     HOLE = 2  #: reads the backing image; cannot be written in place
     DENIED = 3  #: neither read nor written
+    TABLE = 4  #: of segments: cluster tables say (`fdstash.formats.tables`)
+    COMPRESSED = 5  #: data that only the driver can read
+    UNKNOWN = 6  #: the table is not loaded yet
+    BAD = 7  #: an entry that makes no sense
+    COPY = 32  #: data that must not be written in place
 
 
 class Segment(NamedTuple):
@@ -44,7 +49,7 @@ class Segment(NamedTuple):
     start: int  #: guest offset, bytes
     length: int  #: bytes, never 0
     kind: int  #: a `Kind`
-    file: int = 0  #: data: `FileChild.index` of the file that holds the bytes
+    file: int = 0  #: data: `FileChild.index` of the file that holds the bytes; table: its number
     file_offset: int = 0  #: data: where in that file the run starts, bytes
     readonly: bool = False  #: must not be written, also in a writable image
 

@@ -1,0 +1,252 @@
+"""The cluster tables of one image: loaded on first touch, changed, and written back.
+
+What the core cannot serve by itself ends here. New clusters are filled before their
+entries are published, so that a reader sees the old bytes or the new ones. Entries stay
+in memory until a flush: data is made durable first, then the entries that refer to it,
+so that a power cut leaves at worst clusters that nothing refers to. A cluster that was
+given up is used again only once no entry on disk and no request can refer to it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from fdstash._ffi import check, ffi, lib
+from fdstash.datapath import Layer
+from fdstash.errors import FormatError
+from fdstash.formats.base import Kind
+from fdstash.formats.tables import TableFormat
+from fdstash.hostfile import HostFile
+
+__all__ = ["ClusterMap", "map_of"]
+
+#: Bytes of decoded tables that an image keeps in memory; 8 bytes a cluster.
+PAGE_BYTES = 32 << 20
+_COPY = int(Kind.DATA | Kind.COPY)
+
+_maps: weakref.WeakValueDictionary[int, ClusterMap] = weakref.WeakValueDictionary()
+
+
+def map_of(layer: Any) -> ClusterMap:
+    """The map whose core layer that is."""
+    return _maps[int(ffi.cast("uintptr_t", layer))]
+
+
+class _GivenUp(NamedTuple):
+    table: int
+    offset: int
+    clusters: int
+    generation: int
+
+
+class ClusterMap:
+    """The tables of one layer. Every call but the constructor is made under `lock`."""
+
+    def __init__(self, image: TableFormat, layer: Layer, files: list[HostFile]) -> None:
+        self.lock = threading.RLock()
+        self._image = image
+        self._layer = layer
+        self._files = files
+        self._tables = image.tables()
+        self._starts = [table.start for table in self._tables]
+        self._next_evicted = 0
+        #: First and last changed entry of pages, by table and page.
+        self._changed: dict[tuple[int, int], tuple[int, int]] = {}
+        self._given_up: list[_GivenUp] = []  #: since the last write-back
+        self._quarantine: list[_GivenUp] = []  #: written back; requests may still use them
+        _maps[int(ffi.cast("uintptr_t", layer.handle))] = self
+
+    # -- reading
+
+    def table_at(self, offset: int) -> int:
+        """The table that maps the guest offset."""
+        return bisect_right(self._starts, offset) - 1
+
+    def load(self, offset: int, length: int, generation: int) -> None:
+        """Load the pages of a run that is not loaded; evict others where there are too many."""
+        number = self.table_at(offset)
+        table, core = self._tables[number], self._layer.tables[number]
+        page_bytes = table.cluster * table.page_entries
+        first = (offset - table.start) // page_bytes
+        last = (offset + length - 1 - table.start) // page_bytes
+        size = self._files[table.file].size
+        for page in range(first, last + 1):
+            if (number, page) not in self._changed:
+                core.load(page, self._image.load(number, page), size, generation)
+                self._make_room(table.page_entries, generation)
+
+    def _make_room(self, page_entries: int, generation: int) -> None:
+        limit = max(8, PAGE_BYTES // (8 * page_entries))
+        tables = self._layer.tables
+        excess = sum(table.loaded for table in tables) - limit
+        for _ in tables:
+            if excess <= 0:
+                return
+            table = tables[self._next_evicted % len(tables)]
+            self._next_evicted += 1
+            excess -= table.evict(excess, generation)
+
+    def decompressed(self, start: int, offset: int) -> bytes:
+        """The cluster at guest offset `start`, whose compressed data is at `offset`."""
+        number = self.table_at(start)
+        table = self._tables[number]
+        within = (start - table.start) % table.cluster
+        return self._image.decompress(number, offset - within)
+
+    def bad(self, start: int) -> FormatError:
+        """What to say of an entry that makes no sense."""
+        number = self.table_at(start)
+        table = self._tables[number]
+        cluster = (start - table.start) // table.cluster
+        return FormatError(
+            f"the entry for cluster {cluster} of table {number} (guest offset {start}) lies outside"
+            " the file; run a check of the image",
+            file=self._files[table.file].name,
+            field="cluster table entry",
+        )
+
+    # -- writing
+
+    def write_new(
+        self,
+        start: int,
+        length: int,
+        kind: int,
+        old_offset: int,
+        read_old: Callable[[int, int], bytes],
+        write: Callable[[HostFile, int, int], None],
+        generation: int,
+    ) -> int:
+        """Give a run new clusters with its bytes; returns how many bytes that did.
+
+        `read_old(n, offset)` reads the guest's bytes as they are; `write(file, n, offset)`
+        writes the next `n` bytes of the request.
+        """
+        number = self.table_at(start)
+        table = self._tables[number]
+        first = (start - table.start) // table.cluster
+        wanted = (start + length - 1 - table.start) // table.cluster - first + 1
+        run = self._image.allocate(number, wanted)
+        file = self._files[table.file]
+        begin = table.start + first * table.cluster
+        end = min(begin + run.clusters * table.cluster, table.start + table.length)
+        done_to = min(start + length, end)
+        zeros = run.fresh and kind in (Kind.ZERO, Kind.HOLE) and not self._has_backing(start)
+        if not zeros and begin < start:
+            _write_all(file, read_old(start - begin, begin), run.offset)
+        write(file, done_to - start, run.offset + start - begin)
+        if not zeros and done_to < end:
+            _write_all(file, read_old(end - done_to, done_to), run.offset + done_to - begin)
+        self._set(number, first, run.clusters, Kind.DATA, run.offset)
+        if kind in (_COPY, Kind.COMPRESSED):
+            self._given_up.append(_GivenUp(number, old_offset, run.clusters, generation))
+        return done_to - start
+
+    def _has_backing(self, start: int) -> bool:
+        below = self._image.backing_size
+        return below is not None and start < below
+
+    def zero_whole(self, start: int, length: int, kind: int, generation: int) -> int:
+        """Make whole clusters of a run zero by their entries; returns the bytes done.
+
+        0 where the run begins inside a cluster or is shorter than one, or the format
+        has no such entries: then bytes have to be written.
+        """
+        number = self.table_at(start)
+        table = self._tables[number]
+        within = (start - table.start) % table.cluster
+        count = length // table.cluster
+        at_end = start + length == table.start + table.length
+        if at_end and length % table.cluster:
+            count += 1
+        if within or not count:
+            return 0
+        if not self._image.has_zero_entries and self._has_backing(start):
+            return 0
+        first = (start - table.start) // table.cluster
+        held = self._layer.tables[number].get(first, count)
+        becomes = Kind.ZERO if self._image.has_zero_entries else Kind.HOLE
+        self._set(number, first, count, becomes, 0)
+        for old_kind, offset in held:
+            if old_kind in (Kind.DATA, _COPY, Kind.COMPRESSED):
+                self._given_up.append(_GivenUp(number, offset, 1, generation))
+        return min(count * table.cluster, length)
+
+    def _set(self, number: int, first: int, count: int, kind: int, offset: int) -> None:
+        table, core = self._tables[number], self._layer.tables[number]
+        for page, low, high in _by_page(first, count, table.page_entries):
+            core.pin(page, pinned=True)
+            before = self._changed.get((number, page), (low, high))
+            self._changed[number, page] = (min(before[0], low), max(before[1], high))
+        core.set(first, count, kind, offset)
+        self._layer.set_dirty(dirty=True)
+
+    # -- to disk
+
+    @property
+    def dirty(self) -> bool:
+        """Whether entries are not on disk yet."""
+        return bool(self._changed)
+
+    def write_back(self, generation: int, *, durable: bool) -> None:
+        """Put all changed entries on disk, after the data that they refer to.
+
+        Without `durable` (cache=unsafe) nothing is waited for. Raises `ImageIOError`;
+        then what is not on disk is still known to be so.
+        """
+        if self._changed:
+            if durable:
+                self._flush_files()
+            for (number, page), (low, high) in sorted(self._changed.items()):
+                self._store(number, page, low, high)
+            if durable:
+                self._flush_files()
+            for number, page in self._changed:
+                self._layer.tables[number].pin(page, pinned=False)
+            self._changed.clear()
+            self._layer.set_dirty(dirty=False)
+        self._quarantine += [each._replace(generation=generation) for each in self._given_up]
+        self._given_up.clear()
+        self.release(generation)
+
+    def release(self, generation: int) -> None:
+        """Hand back clusters that neither the disk nor a request refers to."""
+        waiting = []
+        for each in self._quarantine:
+            if each.generation + 2 <= generation:
+                self._image.free(each.table, each.offset, each.clusters)
+            else:
+                waiting.append(each)
+        self._quarantine = waiting
+
+    def _store(self, number: int, page: int, low: int, high: int) -> None:
+        table = self._tables[number]
+        first = page * table.page_entries + low
+        order = "big" if table.entry.big_endian else "little"
+        raw = b"".join(
+            self._image.encode(number, kind, offset).to_bytes(table.entry.width, order)
+            for kind, offset in self._layer.tables[number].get(first, high - low + 1)
+        )
+        self._image.store(number, page, low, raw)
+
+    def _flush_files(self) -> None:
+        for index in {self._tables[number].file for number, _ in self._changed}:
+            self._files[index].flush()
+
+
+def _write_all(file: HostFile, data: bytes, offset: int) -> None:
+    check(lib.fdstash_file_pwrite(file.handle, data, len(data), offset, 0), file.name, "write")
+
+
+def _by_page(first: int, count: int, page_entries: int) -> Iterator[tuple[int, int, int]]:
+    """Pages of a run of clusters, with the first and the last entry in each."""
+    end = first + count
+    while first < end:
+        page, low = divmod(first, page_entries)
+        high = min(page_entries, low + end - first) - 1
+        yield page, low, high
+        first += high - low + 1
