@@ -176,6 +176,11 @@ class ClusterMap:
                 self._given_up.append(_GivenUp(number, offset, 1, generation))
         return min(count * table.cluster, length)
 
+    def to_cluster_end(self, start: int, length: int) -> int:
+        """How much of a run lies in the cluster that it begins in."""
+        table = self._tables[self.table_at(start)]
+        return min(length, table.cluster - (start - table.start) % table.cluster)
+
     def _set(self, number: int, first: int, count: int, kind: int, offset: int) -> None:
         table, core = self._tables[number], self._layer.tables[number]
         for page, low, high in _by_page(first, count, table.page_entries):

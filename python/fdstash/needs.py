@@ -1,0 +1,181 @@
+"""Requests that need the driver: the core says what it met, and goes on once that is seen to.
+
+A request is counted by the gate for as long as it runs here. The order of locks is: the
+gate, then a map's lock; nothing under a map's lock enters the gate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fdstash._ffi import check, ffi, lib
+from fdstash.clusters import ClusterMap, map_of
+from fdstash.datapath import DataPath
+from fdstash.formats.base import Kind
+from fdstash.hostfile import HostFile
+
+__all__ = ["NEEDS", "flush", "read", "trim", "write", "write_back", "zero"]
+
+#: What the core returns for a request that must be made again here.
+NEEDS: int = -lib.FDSTASH_NEEDS
+_METADATA: int = lib.FDSTASH_UNALIGNED_WRITES
+
+
+def read(core: DataPath, iov: Any, offset: int) -> int:
+    """As `fdstash_image_preadv`. Raises `FormatError` and `ImageIOError` of the driver."""
+    with core.reading():
+        return _read(core, iov, offset)
+
+
+def _read(core: DataPath, iov: Any, offset: int) -> int:
+    need = ffi.new("fdstash_need *")
+    done = 0
+    while True:
+        rc: int = lib.fdstash_image_read_on(core.handle, iov, len(iov), offset, done, need)
+        if rc != NEEDS:
+            return rc
+        done = need.done
+        clusters = map_of(need.layer)
+        with clusters.lock:
+            if not _load(core, clusters, need):
+                data = clusters.decompressed(need.start, need.offset)
+                within = need.start % len(data)
+                part = data[within : within + need.length]
+                lib.fdstash_iov_fill(iov, len(iov), done, part, len(part))
+                done += need.length
+
+
+def _load(core: DataPath, clusters: ClusterMap, need: Any) -> bool:
+    """Load what is not loaded; False where it is something else that is needed."""
+    if need.kind == Kind.BAD:
+        raise clusters.bad(need.start)
+    if need.kind != Kind.UNKNOWN:
+        return False
+    clusters.load(need.start, need.length, core.generation())
+    return True
+
+
+def _read_bytes(core: DataPath, n: int, offset: int) -> bytes:
+    buffer = bytearray(n)
+    with ffi.from_buffer("char[]", buffer, require_writable=True) as view:
+        check(_read(core, ffi.new("fdstash_iovec[]", [(view, n)]), offset))
+    return bytes(buffer)
+
+
+class _Change:
+    """A request that changes bytes, counted by the gate as one that is not aligned."""
+
+    def __init__(self, core: DataPath, clusters: ClusterMap, flags: int) -> None:
+        self.core = core
+        self.clusters = clusters
+        self.flags = flags
+        self.durable = bool(flags & lib.FDSTASH_FUA or core.flags & lib.FDSTASH_DSYNC)
+
+    def __enter__(self) -> _Change:
+        self._ticket = self.core.enter(_METADATA)
+        self.clusters.lock.acquire()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None and self.durable:
+                self.clusters.write_back(self.core.generation(), durable=True)
+        finally:
+            self.clusters.lock.release()
+            self.core.leave(self._ticket, _METADATA)
+
+    def renew(self, need: Any, length: int, iov: Any = None) -> int:
+        """New clusters for `length` bytes of what is needed: those of `iov`, or zeros."""
+        done = need.done
+        flags = lib.FDSTASH_FUA if self.durable else 0
+
+        def put(file: HostFile, n: int, offset: int) -> None:
+            if iov is None:
+                zeros = bytes(n)
+                rc = lib.fdstash_file_pwrite(file.handle, zeros, n, offset, flags)
+            else:
+                rc = lib.fdstash_file_pwrite_from(
+                    file.handle, iov, len(iov), done, n, offset, flags
+                )
+            check(rc, file.name, "write")
+
+        return self.clusters.write_new(
+            need.start,
+            length,
+            need.kind,
+            need.offset,
+            lambda n, offset: _read_bytes(self.core, n, offset),
+            put,
+            self.core.generation(),
+        )
+
+
+def write(core: DataPath, clusters: ClusterMap, iov: Any, offset: int, flags: int) -> int:
+    """As `fdstash_image_pwritev`, with clusters allocated on the way."""
+    need = ffi.new("fdstash_need *")
+    done = 0
+    with _Change(core, clusters, flags) as change:
+        while True:
+            rc: int = lib.fdstash_image_write_on(
+                core.handle, iov, len(iov), offset, done, flags, need
+            )
+            if rc != NEEDS:
+                return rc
+            done = need.done
+            if not _load(core, clusters, need):
+                done += change.renew(need, need.length, iov)
+
+
+def zero(core: DataPath, clusters: ClusterMap, n: int, offset: int, flags: int) -> int:
+    """As `fdstash_image_zero`: by entries where whole clusters are zeroed, else by bytes."""
+    need = ffi.new("fdstash_need *")
+    done = 0
+    with _Change(core, clusters, flags) as change:
+        while True:
+            rc: int = lib.fdstash_image_zero_on(core.handle, n, offset, done, flags, need)
+            if rc != NEEDS:
+                return rc
+            done = need.done
+            if _load(core, clusters, need):
+                continue
+            part = clusters.zero_whole(need.start, need.length, need.kind, core.generation())
+            if not part:
+                part = clusters.to_cluster_end(need.start, need.length)
+                if need.kind == Kind.DATA:
+                    plain = flags & ~lib.FDSTASH_UNMAP
+                    check(lib.fdstash_image_zero_on(core.handle, part, need.start, 0, plain, need))
+                else:
+                    part = change.renew(need, part)
+            done += part
+
+
+def trim(core: DataPath, clusters: ClusterMap, n: int, offset: int) -> int:
+    """As `fdstash_image_trim`: whole clusters are given up, parts of them stay."""
+    need = ffi.new("fdstash_need *")
+    done = 0
+    with _Change(core, clusters, 0):
+        while True:
+            rc: int = lib.fdstash_image_trim_on(core.handle, n, offset, done, need)
+            if rc != NEEDS:
+                return rc
+            done = need.done
+            if not _load(core, clusters, need):
+                part = clusters.zero_whole(need.start, need.length, need.kind, core.generation())
+                done += part or clusters.to_cluster_end(need.start, need.length)
+
+
+def flush(core: DataPath, clusters: ClusterMap) -> None:
+    """Entries, then files. Raises what either has met."""
+    ticket = core.enter(_METADATA)
+    try:
+        write_back(core, clusters)
+    finally:
+        core.leave(ticket, _METADATA)
+    core.flush_files()
+
+
+def write_back(core: DataPath, clusters: ClusterMap) -> None:
+    """Put entries on disk: for who holds the gate, or is counted by it."""
+    with clusters.lock:
+        durable = not core.flags & lib.FDSTASH_NO_FLUSH
+        clusters.write_back(core.generation(), durable=durable)
