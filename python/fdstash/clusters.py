@@ -13,16 +13,16 @@ import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fdstash._ffi import check, ffi, lib
-from fdstash.datapath import Layer
+from fdstash.datapath import Layer, MapRun
 from fdstash.errors import FormatError
 from fdstash.formats.base import Kind
 from fdstash.formats.tables import TableFormat
 from fdstash.hostfile import HostFile
 
-__all__ = ["ClusterMap", "map_of"]
+__all__ = ["ClusterMap", "Content", "map_of"]
 
 #: Bytes of decoded tables that an image keeps in memory; 8 bytes a cluster.
 PAGE_BYTES = 32 << 20
@@ -34,6 +34,15 @@ _maps: weakref.WeakValueDictionary[int, ClusterMap] = weakref.WeakValueDictionar
 def map_of(layer: Any) -> ClusterMap:
     """The map whose core layer that is."""
     return _maps[int(ffi.cast("uintptr_t", layer))]
+
+
+class Content(NamedTuple):
+    """The bytes of a request, and those around it."""
+
+    #: `old(n, offset)`: the guest's bytes as they are.
+    old: Callable[[int, int], bytes]
+    #: `put(file, n, offset)`: writes the next `n` bytes of the request to a file.
+    put: Callable[[HostFile, int, int], None]
 
 
 class _GivenUp(NamedTuple):
@@ -111,39 +120,28 @@ class ClusterMap:
 
     # -- writing
 
-    def write_new(
-        self,
-        start: int,
-        length: int,
-        kind: int,
-        old_offset: int,
-        read_old: Callable[[int, int], bytes],
-        write: Callable[[HostFile, int, int], None],
-        generation: int,
-    ) -> int:
-        """Give a run new clusters with its bytes; returns how many bytes that did.
-
-        `read_old(n, offset)` reads the guest's bytes as they are; `write(file, n, offset)`
-        writes the next `n` bytes of the request.
-        """
+    def write_new(self, run: MapRun, content: Content, generation: int) -> int:
+        """Give a run of guest bytes new clusters; returns how many bytes that did."""
+        start, length, kind = run.offset, run.length, run.kind
         number = self.table_at(start)
         table = self._tables[number]
         first = (start - table.start) // table.cluster
         wanted = (start + length - 1 - table.start) // table.cluster - first + 1
-        run = self._image.allocate(number, wanted)
+        new = self._image.allocate(number, wanted)
         file = self._files[table.file]
         begin = table.start + first * table.cluster
-        end = min(begin + run.clusters * table.cluster, table.start + table.length)
+        end = min(begin + new.clusters * table.cluster, table.start + table.length)
         done_to = min(start + length, end)
-        zeros = run.fresh and kind in (Kind.ZERO, Kind.HOLE) and not self._has_backing(start)
+        zeros = new.fresh and kind in (Kind.ZERO, Kind.HOLE) and not self._has_backing(start)
         if not zeros and begin < start:
-            _write_all(file, read_old(start - begin, begin), run.offset)
-        write(file, done_to - start, run.offset + start - begin)
+            _write_all(file, content.old(start - begin, begin), new.offset)
+        content.put(file, done_to - start, new.offset + start - begin)
         if not zeros and done_to < end:
-            _write_all(file, read_old(end - done_to, done_to), run.offset + done_to - begin)
-        self._set(number, first, run.clusters, Kind.DATA, run.offset)
+            _write_all(file, content.old(end - done_to, done_to), new.offset + done_to - begin)
+        self._set(number, first, new.clusters, Kind.DATA, new.offset)
         if kind in (_COPY, Kind.COMPRESSED):
-            self._given_up.append(_GivenUp(number, old_offset, run.clusters, generation))
+            old = run.file_offset - (start - begin)
+            self._given_up.append(_GivenUp(number, old, new.clusters, generation))
         return done_to - start
 
     def _has_backing(self, start: int) -> bool:
@@ -231,7 +229,7 @@ class ClusterMap:
     def _store(self, number: int, page: int, low: int, high: int) -> None:
         table = self._tables[number]
         first = page * table.page_entries + low
-        order = "big" if table.entry.big_endian else "little"
+        order: Literal["big", "little"] = "big" if table.entry.big_endian else "little"
         raw = b"".join(
             self._image.encode(number, kind, offset).to_bytes(table.entry.width, order)
             for kind, offset in self._layer.tables[number].get(first, high - low + 1)

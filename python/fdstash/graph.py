@@ -7,19 +7,29 @@ a reopen that changes the path opens another graph beside it and switches.
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 from fdstash import opening
+from fdstash.clusters import ClusterMap
 from fdstash.datapath import Layer
 from fdstash.errors import FormatError
 from fdstash.file_opener import FileOpener, Source, open_flags
 from fdstash.formats import registry
 from fdstash.formats.base import Format
+from fdstash.formats.tables import TableFormat
 from fdstash.hostfile import HostFile
 from fdstash.locking import LockSet
 from fdstash.stash import FDStash
 from fdstash.swap import Swap
 
-__all__ = ["Graph", "check_writable_format", "probe"]
+__all__ = ["Graph", "Map", "check_writable_format", "probe"]
+
+
+class Map(NamedTuple):
+    """What the data path looks guest offsets up in."""
+
+    layer: Layer
+    clusters: ClusterMap | None  #: of a format of cluster tables
 
 
 class Graph:
@@ -41,6 +51,7 @@ class Graph:
         self.locks = locks
         self.format: Format
         self.layer: Layer
+        self.clusters: ClusterMap | None = None  #: of a format of cluster tables
         self._swap: Swap | None = None
 
     @classmethod
@@ -69,7 +80,7 @@ class Graph:
         try:
             file = opener.open_first()
             graph.format = _open_format(file, opener, source, writable=writable)
-            graph.layer = Layer(graph.format.segments(), graph.files, file.name)
+            graph.layer, graph.clusters = graph.new_map()
         except BaseException:
             graph.close()
             raise
@@ -116,10 +127,18 @@ class Graph:
                 opening.close_quietly(fd)
             raise
 
-    def rebuild_layer(self) -> Layer:
-        """A layer for what the format's segments say now; the old one is returned."""
-        old = self.layer
-        self.layer = Layer(self.format.segments(), self.files, self.files[0].name)
+    def new_map(self) -> Map:
+        """A map for what the format says now, with nothing of its tables loaded."""
+        image, name = self.format, self.files[0].name
+        if not isinstance(image, TableFormat):
+            return Map(Layer(image.segments(), self.files, name), None)
+        layer = Layer(image.segments(), self.files, name, image.tables())
+        return Map(layer, ClusterMap(image, layer, self.files))
+
+    def exchange_map(self, other: Map) -> Map:
+        """Take another one; the old one is returned."""
+        old = Map(self.layer, self.clusters)
+        self.layer, self.clusters = other
         return old
 
     def close(self) -> None:

@@ -11,9 +11,11 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
+from fdstash import needs
 from fdstash import reopen as transaction
 from fdstash._ffi import ffi, lib, raise_for
 from fdstash.cache import cache_mode
+from fdstash.clusters import ClusterMap
 from fdstash.datapath import Requests, deadline
 from fdstash.errors import OptionError
 from fdstash.extents import Extent, iterate
@@ -23,6 +25,7 @@ from fdstash.graph import Graph
 from fdstash.hostfile import FileInfo
 from fdstash.limits import Limits, limits_of
 from fdstash.names import Resolver
+from fdstash.needs import NEEDS
 from fdstash.report import ReopenReport
 from fdstash.requests import REASONS, check_range, gather
 from fdstash.stash import FDStash
@@ -161,6 +164,8 @@ class Image:
         n = min(n, left)
         buffer = _uncleared("char[]", n or 1)
         got = lib.fdstash_image_pread(self._core, buffer, n, offset)
+        if got == NEEDS:
+            got = needs.read(self._state.core, ffi.new("fdstash_iovec[]", [(buffer, n)]), offset)
         if got < 0:
             self._fail(got)
         data: bytes = ffi.buffer(buffer, got)[:]
@@ -172,10 +177,15 @@ class Image:
         if len(buffers) == 1:
             with ffi.from_buffer("char[]", buffers[0], require_writable=True) as view:
                 got: int = lib.fdstash_image_pread(self._core, view, len(view), offset)
+                if got == NEEDS:
+                    iov = ffi.new("fdstash_iovec[]", [(view, len(view))])
+                    got = needs.read(self._state.core, iov, offset)
         else:
             with ExitStack() as pinned:
                 iov = gather(pinned, buffers, writable=True)
                 got = lib.fdstash_image_preadv(self._core, iov, len(iov), offset)
+                if got == NEEDS:
+                    got = needs.read(self._state.core, iov, offset)
         if got < 0:
             self._fail(got)
         return got
@@ -190,9 +200,11 @@ class Image:
         with ffi.from_buffer("char[]", data) as view:
             if not self._state.marked:
                 self._mark(len(view), offset)
-            done: int = lib.fdstash_image_pwrite(
-                self._core, view, len(view), offset, lib.FDSTASH_FUA if fua else 0
-            )
+            flags = lib.FDSTASH_FUA if fua else 0
+            done: int = lib.fdstash_image_pwrite(self._core, view, len(view), offset, flags)
+            if done == NEEDS:
+                iov = ffi.new("fdstash_iovec[]", [(view, len(view))])
+                done = needs.write(self._state.core, self._clusters(), iov, offset, flags)
         if done < 0:
             self._fail(done)
         return done
@@ -204,9 +216,10 @@ class Image:
             iov = gather(pinned, buffers, writable=False)
             if not self._state.marked:
                 self._mark(sum(entry.length for entry in iov), offset)
-            done: int = lib.fdstash_image_pwritev(
-                self._core, iov, len(iov), offset, lib.FDSTASH_FUA if fua else 0
-            )
+            flags = lib.FDSTASH_FUA if fua else 0
+            done: int = lib.fdstash_image_pwritev(self._core, iov, len(iov), offset, flags)
+            if done == NEEDS:
+                done = needs.write(self._state.core, self._clusters(), iov, offset, flags)
         if done < 0:
             self._fail(done)
         return done
@@ -218,6 +231,8 @@ class Image:
             self._mark(n, offset)
         flags = (lib.FDSTASH_FUA if fua else 0) | (lib.FDSTASH_UNMAP if unmap else 0)
         rc = lib.fdstash_image_zero(self._core, n, offset, flags)
+        if rc == NEEDS:
+            rc = needs.zero(self._state.core, self._clusters(), n, offset, flags)
         if rc < 0:
             self._fail(rc)
 
@@ -227,13 +242,17 @@ class Image:
         if not self._state.marked:
             self._mark(n, offset)
         rc = lib.fdstash_image_trim(self._core, n, offset)
+        if rc == NEEDS:
+            rc = needs.trim(self._state.core, self._clusters(), n, offset)
         if rc < 0:
             self._fail(rc)
 
     def flush(self) -> None:
         """Make completed writes durable; raises what write-back has met, also before a reopen."""
         rc = lib.fdstash_image_flush(self._core)
-        if rc < 0:
+        if rc == NEEDS:
+            needs.flush(self._state.core, self._clusters())
+        elif rc < 0:
             self._fail(rc)
 
     def resize(self, size: int) -> None:
@@ -250,10 +269,11 @@ class Image:
                 raise_for(-errno.EBADF, state.name, "resize an image that is open read-only")
             state.core.hold(_EVERYTHING, None)
             try:
+                state.write_back()
                 state.graph.format.resize(size)
-                old = state.graph.rebuild_layer()
+                old = state.graph.exchange_map(state.graph.new_map())
                 state.core.switch(state.graph.layer)
-                old.release()
+                old.layer.release()
             finally:
                 state.core.release()
 
@@ -341,6 +361,12 @@ class Image:
         if self.closed:
             return f"<Image {self.name!r} closed>"
         return f"<Image {self.name!r} {self.format} {self.mode} cache={self.cache}>"
+
+    def _clusters(self) -> ClusterMap:
+        clusters = self._state.graph.clusters
+        if clusters is None:
+            raise AssertionError("only cluster tables need the driver")
+        return clusters
 
     def _fail(self, rc: int) -> None:
         message = REASONS.get(-rc)

@@ -6,11 +6,11 @@ gate, then a map's lock; nothing under a map's lock enters the gate.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from fdstash._ffi import check, ffi, lib
-from fdstash.clusters import ClusterMap, map_of
-from fdstash.datapath import DataPath
+from fdstash.clusters import ClusterMap, Content, map_of
+from fdstash.datapath import DataPath, MapRun
 from fdstash.formats.base import Kind
 from fdstash.hostfile import HostFile
 
@@ -71,7 +71,7 @@ class _Change:
         self.flags = flags
         self.durable = bool(flags & lib.FDSTASH_FUA or core.flags & lib.FDSTASH_DSYNC)
 
-    def __enter__(self) -> _Change:
+    def __enter__(self) -> Self:
         self._ticket = self.core.enter(_METADATA)
         self.clusters.lock.acquire()
         return self
@@ -99,15 +99,9 @@ class _Change:
                 )
             check(rc, file.name, "write")
 
-        return self.clusters.write_new(
-            need.start,
-            length,
-            need.kind,
-            need.offset,
-            lambda n, offset: _read_bytes(self.core, n, offset),
-            put,
-            self.core.generation(),
-        )
+        run = MapRun(need.start, length, need.kind, 0, need.offset)
+        content = Content(lambda n, offset: _read_bytes(self.core, n, offset), put)
+        return self.clusters.write_new(run, content, self.core.generation())
 
 
 def write(core: DataPath, clusters: ClusterMap, iov: Any, offset: int, flags: int) -> int:

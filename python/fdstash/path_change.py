@@ -107,6 +107,7 @@ class PathChange:
 
     def before_commit(self, until: float | None) -> None:
         """Flush the old graph, run `prepare`, look at the new header again."""
+        self.state.write_back()
         # Also of an image that is read-only by now: what it wrote before must be down.
         call_within(remaining(until), self.state.core.sync, lambda _: None)
         if self.prepare is not None:

@@ -11,7 +11,7 @@ from fdstash.datapath import remaining
 from fdstash.errors import Error, ReopenError
 from fdstash.file_opener import open_flags
 from fdstash.formats.base import FileChild
-from fdstash.graph import check_writable_format
+from fdstash.graph import Map, check_writable_format
 from fdstash.names import StashNames
 from fdstash.stash import FDStash
 from fdstash.state import ImageState, image_flags
@@ -49,6 +49,8 @@ class SlotChange:
         self._committing = False
         self._before = (state.graph.writable, state.cache)
         self._widened = False
+        self._fresh: Map | None = None  #: the map that is not in use
+        self._map_exchanged = False
 
     def acquire(self, until: float | None) -> None:
         """A description for each file that needs another one."""
@@ -128,9 +130,14 @@ class SlotChange:
 
     def before_commit(self, until: float | None) -> None:
         """Run `prepare`, and look whether it left the header as it was."""
+        if self._before[0] and not self.writable:
+            self.state.write_back()
         if self.prepare is not None:
             self.prepare()
             self._look_at_header(until)
+        if self.writable and not self._before[0] and self._graph.clusters is not None:
+            # Tables may have been written to since they were loaded.
+            self._fresh = self._graph.new_map()
 
     def prove_again(self) -> None:
         """Other code of this process may have taken the number of a slot."""
@@ -145,7 +152,14 @@ class SlotChange:
             self._make_durable()
         core.hold_flushes()
         self._swap.exchange()
+        self._exchange_map()
         self._set(self.writable, self.cache)
+
+    def _exchange_map(self) -> None:
+        if self._fresh is not None:
+            self._fresh = self._graph.exchange_map(self._fresh)
+            self.state.core.switch(self._graph.layer)
+            self._map_exchanged = not self._map_exchanged
 
     def _make_durable(self) -> None:
         """A guest that never flushes relies on every write, those before this one too."""
@@ -165,6 +179,8 @@ class SlotChange:
             return
         if self._swap.changed:
             self._swap.exchange()
+        if self._map_exchanged:
+            self._exchange_map()
         self._set(*self._before)
 
     def abandon(self) -> None:
@@ -174,6 +190,13 @@ class SlotChange:
             self._widened = False
         if hasattr(self, "_swap"):
             self._swap.abandon()
+        self._drop_map()
+
+    def _drop_map(self) -> None:
+        """The core keeps the layer for as long as a request uses it."""
+        if self._fresh is not None:
+            self.state.retire_layer(self._fresh.layer)
+            self._fresh = None
 
     def settle(self) -> None:
         """Ask the old descriptions for errors."""
@@ -182,6 +205,7 @@ class SlotChange:
     def finish(self, until: float | None) -> Outcome:
         """Drop locks that are no longer needed, and the old descriptions."""
         graph = self._graph
+        self._drop_map()
         if self._before[0] != self.writable:
             for file in graph.files:
                 file.writable = self.writable and file.may_write

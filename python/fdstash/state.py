@@ -7,9 +7,10 @@ import os
 import threading
 import weakref
 
+from fdstash import needs
 from fdstash._ffi import lib
 from fdstash.cache import CacheMode
-from fdstash.datapath import DataPath, remaining
+from fdstash.datapath import DataPath, Layer, remaining
 from fdstash.errors import ClosedError, ImageIOError, ReopenError
 from fdstash.graph import Graph
 
@@ -43,6 +44,7 @@ class ImageState:
         self.core = DataPath(graph.layer, image_flags(cache, writable=graph.writable))
         self.lock = threading.RLock()
         self.retired: list[Graph] = []
+        self.retired_layers: list[Layer] = []
         self.closed = False
         self.busy = False
         #: Whether the format has marked its header as written to.
@@ -75,7 +77,7 @@ class ImageState:
                 phase="acquire",
                 file=self.name,
             )
-        if self.retired:
+        if self.retired or self.retired_layers:
             self.sweep()
         self.busy = True
 
@@ -84,6 +86,11 @@ class ImageState:
         self.core.release()
         self.busy = False
         self.lock.release()
+
+    def write_back(self) -> None:
+        """Put the entries of cluster tables on disk. Raises `ImageIOError`."""
+        if self.graph.clusters is not None:
+            needs.write_back(self.core, self.graph.clusters)
 
     def close(self) -> None:
         """Flush, refuse requests, wait for those in flight, close every descriptor.
@@ -100,23 +107,35 @@ class ImageState:
             error: ImageIOError | None = None
             try:
                 # Also of an image that is read-only by now.
-                self.core.flush()
+                self.write_back()
+                self.core.flush_files()
             except ImageIOError as failed:
                 error = failed
             self.closed = True
             self.core.close()
             for graph in (self.graph, *self.retired):
                 graph.close()
-            self.retired = []
+            for layer in self.retired_layers:
+                layer.release()
+            self.retired, self.retired_layers = [], []
         if error is not None:
             raise error
 
+    def retire_layer(self, layer: Layer) -> None:
+        """Drop a layer that requests may still be looking at."""
+        if self.core.grace(0):
+            layer.release()
+        else:
+            self.retired_layers.append(layer)
+
     def sweep(self) -> None:
         """Close retired graphs that no request can be using any more."""
-        if self.retired and self.core.grace(0):
+        if (self.retired or self.retired_layers) and self.core.grace(0):
             for graph in self.retired:
                 graph.close()
-            self.retired = []
+            for layer in self.retired_layers:
+                layer.release()
+            self.retired, self.retired_layers = [], []
 
 
 def _in_forked_child() -> None:
