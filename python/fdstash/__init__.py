@@ -24,11 +24,12 @@ from fdstash.extents import Extent
 from fdstash.formats.create import create
 from fdstash.graph import probe
 from fdstash.hostfile import FileInfo
-from fdstash.image import Image, open, reopen_all  # noqa: A004 - as io and gzip do
+from fdstash.image import Image, open  # noqa: A004 - as io and gzip do
 from fdstash.limits import Limits
 from fdstash.names import Beneath, anywhere
 from fdstash.opening import raise_nofile
 from fdstash.report import ReopenReport
+from fdstash.several import reopen_all
 from fdstash.stash import FDStash
 from fdstash.waiting import pending_opens
 

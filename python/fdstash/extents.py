@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from fdstash.datapath import Layer
-from fdstash.formats.base import Kind, Segment
-from fdstash.graph import Graph
+from fdstash import needs
+from fdstash.formats.base import Kind
 from fdstash.state import ImageState
 
 __all__ = ["Extent", "iterate"]
@@ -30,38 +28,37 @@ class Extent(NamedTuple):
     depth: int  #: 0: this image; 1: its backing image, and so on
 
 
-_NAMES = {Kind.ZERO: "zero", Kind.HOLE: "hole", Kind.DENIED: "denied"}
+_NAMES = {
+    Kind.ZERO: "zero",
+    Kind.HOLE: "hole",
+    Kind.DENIED: "denied",
+    Kind.COMPRESSED: "compressed",
+}
 
 
 def iterate(state: ImageState, offset: int, end: int) -> Iterator[Extent]:
     """The extents that cover [offset, end), cut to it; lazily, as asked for."""
-    layer: Layer | None = None
-    segments: Sequence[Segment] = ()
-    starts: list[int] = []
     while offset < end:
         with state.core.reading():
-            graph = state.graph
-            if graph.layer is not layer:  # at first, and after a change of path or size
-                layer = graph.layer
-                segments = graph.format.segments()
-                starts = [segment.start for segment in segments]
-            extent = _extent_at(graph, segments, starts, offset, end)
+            extent = _extent_at(state, offset, end)
         if extent is None:
             return
         yield extent
         offset += extent.length
 
 
-def _extent_at(
-    graph: Graph, segments: Sequence[Segment], starts: list[int], offset: int, end: int
-) -> Extent | None:
-    segment = segments[bisect_right(starts, offset) - 1] if segments else None
-    if segment is None or offset >= segment.start + segment.length:
+def _extent_at(state: ImageState, offset: int, end: int) -> Extent | None:
+    graph = state.graph
+    run = graph.layer.lookup(offset, end - offset)
+    while run is not None and run.kind in (Kind.UNKNOWN, Kind.BAD):
+        needs.load(state.core, graph.layer, run)
+        run = graph.layer.lookup(offset, end - offset)
+    if run is None:
         return None
-    length = min(end, segment.start + segment.length) - offset
-    if segment.kind != Kind.DATA:
-        return Extent(offset, length, _NAMES[Kind(segment.kind)], None, None, 0)
-    file = graph.files[segment.file]
-    place = segment.file_offset + offset - segment.start
-    length, is_data = file.data_run(place, length)
-    return Extent(offset, length, "data" if is_data else "zero", file.name, place, 0)
+    if run.kind not in (Kind.DATA, Kind.DATA | Kind.COPY, Kind.COMPRESSED):
+        return Extent(offset, run.length, _NAMES[Kind(run.kind)], None, None, 0)
+    file = graph.files[run.file]
+    if run.kind == Kind.COMPRESSED:
+        return Extent(offset, run.length, "compressed", file.name, run.file_offset, 0)
+    length, is_data = file.data_run(run.file_offset, run.length)
+    return Extent(offset, length, "data" if is_data else "zero", file.name, run.file_offset, 0)

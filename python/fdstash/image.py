@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +16,6 @@ from fdstash._ffi import ffi, lib, raise_for
 from fdstash.cache import cache_mode
 from fdstash.clusters import ClusterMap
 from fdstash.datapath import Requests, deadline
-from fdstash.errors import OptionError
 from fdstash.extents import Extent, iterate
 from fdstash.file_object import ImageFile
 from fdstash.file_opener import Source
@@ -31,7 +29,7 @@ from fdstash.requests import REASONS, check_range, gather
 from fdstash.stash import FDStash
 from fdstash.state import ImageState
 
-__all__ = ["Image", "open", "reopen_all"]
+__all__ = ["Image", "open"]
 
 _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 _EVERYTHING = int(Requests.READS | Requests.WRITES | Requests.UNALIGNED_WRITES | Requests.FLUSHES)
@@ -388,26 +386,3 @@ class Image:
                     state.marked = True
         finally:
             state.core.leave(ticket, kind)
-
-
-def reopen_all(
-    pairs: Iterable[tuple[Image, Mapping[str, Any]]], *, timeout: float | None = 30.0
-) -> list[ReopenReport]:
-    """Reopen several images at once, all or none.
-
-    `pairs`: an image and the options of `Image.reopen` for it. `timeout` (seconds)
-    bounds the whole. Raises `ReopenError`; then every image is as it was.
-    """
-    wanted = [(image._state, options) for image, options in pairs]  # noqa: SLF001 - its module
-    # In a fixed order, so that two calls with the same images cannot wait for each other.
-    states = sorted((state for state, _ in wanted), key=id)
-    if any(a is b for a, b in pairwise(states)):
-        raise OptionError("an image is named twice; give all its options at once")
-    until = deadline(timeout)
-    with ExitStack() as begun:
-        for state in states:
-            state.begin(until)
-            begun.callback(state.end)
-        return transaction.run(
-            [transaction.change_for(state, **options) for state, options in wanted], until
-        )

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from fdstash._ffi import check, ffi, lib
 from fdstash.clusters import ClusterMap, Content, map_of
-from fdstash.datapath import DataPath, MapRun
+from fdstash.datapath import DataPath, Layer, MapRun
 from fdstash.formats.base import Kind
 from fdstash.hostfile import HostFile
 
-__all__ = ["NEEDS", "flush", "read", "trim", "write", "write_back", "zero"]
+__all__ = ["NEEDS", "flush", "load", "read", "trim", "write", "write_back", "zero"]
 
 #: What the core returns for a request that must be made again here.
 NEEDS: int = -lib.FDSTASH_NEEDS
@@ -53,6 +53,18 @@ def _load(core: DataPath, clusters: ClusterMap, need: Any) -> bool:
         return False
     clusters.load(need.start, need.length, core.generation())
     return True
+
+
+def load(core: DataPath, layer: Layer, run: MapRun) -> None:
+    """What a look at the map of a layer needs: its table. Raises `FormatError`.
+
+    Within `DataPath.reading`.
+    """
+    clusters = map_of(layer.handle)
+    with clusters.lock:
+        if run.kind == Kind.BAD:
+            raise clusters.bad(run.offset)
+        clusters.load(run.offset, run.length, core.generation())
 
 
 def _read_bytes(core: DataPath, n: int, offset: int) -> bytes:
