@@ -175,9 +175,10 @@ class StreamReader:
         return GrainDirectory(entries, at)
 
     def _skip_gap(self, at: int) -> None:
-        # QEMU leaves a gap, of zeros, up to the next multiple of a grain.
+        # QEMU writes a grain of zeros before the compressed one is put in its place, and
+        # goes on at the next multiple of a grain: what is left between is less than two.
         self._gap += 1
-        if self._gap >= self.header.grain:
+        if self._gap >= 2 * self.header.grain:
             self._fail("there are more sectors of zeros than a gap has; open it as an image", at)
 
     def _take(self, n: int, offset: int, field: str) -> bytes:

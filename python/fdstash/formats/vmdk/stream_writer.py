@@ -67,8 +67,10 @@ class StreamWriter:
         *,
         zeroed_grain: bool = False,
     ) -> None:
-        if capacity % SECTOR:
-            raise OptionError(f"{capacity} bytes are no whole sectors", option="capacity")
+        if capacity <= 0 or capacity % SECTOR:
+            raise OptionError(
+                f"a capacity is whole sectors of {SECTOR} bytes, not {capacity}", option="capacity"
+            )
         if not -1 <= level <= 9:
             raise OptionError(f"level must be from -1 to 9, not {level}", option="level")
         size = max(DESCRIPTOR_SECTORS, markers.sectors(len(descriptor) + 1))
