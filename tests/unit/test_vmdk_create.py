@@ -163,7 +163,7 @@ def test_a_name_that_no_descriptor_can_hold_is_refused(name: str, tmp_path: Path
         ("size", 2**63),
         ("size", "10M"),
         ("size", True),
-        ("subformat", "streamOptimized"),
+        ("subformat", "vmfsSparse"),
         ("adapter_type", "nvme"),
         ("hwversion", 'a"b'),
         ("hwversion", 4),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
 import fdstash
+from fdstash.cli.options import flag, split_options
 from fdstash.cli.options import size as size_type
-from fdstash.cli.options import split_options
 from fdstash.cli.sizes import format_size, parse_size
+from fdstash.errors import UnsupportedFormatError
 from fdstash.formats import registry
 from fdstash.formats.options import CreateOption
 
@@ -58,7 +60,11 @@ def create(
     options.pop("size", None)
     fdstash.create(filename, image_format, size, **options)
     if not quiet:
-        with fdstash.open(filename, "r", format=image_format, lock=False) as image:
+        # Some kinds can be made and not opened; there the size is as it was asked for.
+        with (
+            contextlib.suppress(UnsupportedFormatError),
+            fdstash.open(filename, "r", format=image_format, lock=False) as image,
+        ):
             size = image.size
         words = [f"format {image_format}", f"{format_size(size)} ({size} bytes)"]
         words += [f"{name} {value}" for name, value in options.items()]
@@ -73,6 +79,8 @@ def _values(
         if value is None:
             raise click.UsageError(f"-o {name}: a value is missing, as in {name or 'name'}=...")
         values[name] = value
+        if name in known and known[name].kind == "flag":
+            values[name] = flag(name, value)
         if name == "size" or (name in known and known[name].kind == "size"):
             try:
                 values[name] = parse_size(value)

@@ -10,7 +10,7 @@ import click
 
 from fdstash.cli.sizes import parse_size
 
-__all__ = ["force_share_option", "format_option", "output_option", "size", "split_options"]
+__all__ = ["flag", "force_share_option", "format_option", "output_option", "size", "split_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -23,6 +23,15 @@ def size(value: str | int) -> int:
         return parse_size(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def flag(name: str, value: str) -> bool:
+    """What ``-o name=value`` turns on or off, in the words that ``qemu-img`` takes."""
+    words = {"on": True, "yes": True, "true": True, "y": True}
+    words |= {"off": False, "no": False, "false": False, "n": False}
+    if value.lower() not in words:
+        raise click.UsageError(f"-o {name}: {value!r} is neither on nor off")
+    return words[value.lower()]
 
 
 def format_option(command: _Command) -> _Command:

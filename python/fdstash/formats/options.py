@@ -15,6 +15,7 @@ __all__ = [
     "PREALLOCATION",
     "CreateOption",
     "check_choice",
+    "check_flag",
     "check_names",
     "check_size",
     "check_text",
@@ -24,7 +25,8 @@ __all__ = [
 class CreateOption(NamedTuple):
     """What `create` takes under one name, for a command line to parse and list."""
 
-    kind: Literal["size", "text", "choice"]  #: a size is an `int` of bytes, others are `str`
+    #: A size is an `int` of bytes, a flag a `bool`, others are `str`.
+    kind: Literal["size", "text", "choice", "flag"]
     help: str
     choices: tuple[str, ...] = ()
 
@@ -60,6 +62,13 @@ def check_choice(value: object, name: str, choices: Collection[str]) -> str:
     """`value`, which must be one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise OptionError(f"{name} must be one of {', '.join(choices)}, not {value!r}", option=name)
+    return value
+
+
+def check_flag(value: object, name: str) -> bool:
+    """`value`, which must be True or False."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False, not {value!r}", option=name)
     return value
 
 

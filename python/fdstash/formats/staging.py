@@ -15,9 +15,9 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 from fdstash.errors import FormatError, ImageIOError, LockError, os_error
 from fdstash.formats.base import MAX_OFFSET
@@ -98,6 +98,11 @@ class Staging:
         """A file with the content `data`."""
         with _naming(path), self._new(path) as fd:
             _write_all(fd, data)
+
+    def add_filled(self, path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
+        """A file with the content that `fill` writes to it; what it seeks over reads as zeros."""
+        with _naming(path), self._new(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
+            fill(file)
 
     def commit(self) -> None:
         """Gives every file its name, in the order in which they were added."""
