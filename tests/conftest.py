@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.support.hosts", "tests.support.preload"]
+pytest_plugins = ["tests.support.hosts", "tests.support.images", "tests.support.preload"]

@@ -80,6 +80,16 @@ int hostfile_zero(struct fdstash_file *file, uint64_t length, uint64_t offset, i
     return rc;
 }
 
+/* A block device drops the cached pages of a range before it finds that it cannot
+ * free it: what was written there must be on the device by then, or what it held
+ * before is read again. */
+static void write_back(struct fdstash_file *file, uint64_t length, uint64_t offset)
+{
+    unsigned how = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    if (sync_file_range(file->slot, (off_t)offset, (off_t)length, how) < 0 && errno != ESPIPE)
+        hostfile_latch(file, errno);
+}
+
 int hostfile_trim(struct fdstash_file *file, uint64_t length, uint64_t offset)
 {
     uint64_t start, end;
@@ -87,6 +97,8 @@ int hostfile_trim(struct fdstash_file *file, uint64_t length, uint64_t offset)
         return 0;
     struct range range;
     range_acquire(&file->ranges, &range, start, end, 0);
+    if (file->identity.is_block)
+        write_back(file, end - start, start);
     int rc = allocate(file->slot, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, end - start, start);
     atomic_store(&file->dirty, 1);
     range_release(&file->ranges, &range);

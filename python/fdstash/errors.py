@@ -22,6 +22,7 @@ __all__ = [
     "FormatError",
     "ImageIOError",
     "LockError",
+    "NotAFileError",
     "OptionError",
     "RefusedError",
     "ReopenError",
@@ -174,6 +175,30 @@ class FormatError(Error, ValueError):
 
 class UnsupportedFormatError(FormatError):
     """The bytes are understood well enough to say that they cannot be opened."""
+
+
+class NotAFileError(ImageIOError, FormatError):
+    """A header names what is neither a regular file nor a block device, or leads round in links.
+
+    `filename` is what it names, with the `errno` of the refusal; `file`, `offset`
+    and `field` are where it is named.
+    """
+
+    def __init__(
+        self,
+        code: int,
+        message: str,
+        filename: _Filename = None,
+        *,
+        file: str | None = None,
+        offset: int | None = None,
+        field: str | None = None,
+    ) -> None:
+        FormatError.__init__(self, message, file=file, offset=offset, field=field)
+
+    def __str__(self) -> str:
+        where = f"{self.file}, field {self.field}: " if self.file is not None else ""
+        return where + OSError.__str__(self)
 
 
 class OptionError(Error, ValueError):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from fdstash import opening
-from fdstash.errors import ImageIOError, LockError, RefusedError
+from fdstash.errors import ImageIOError, LockError, NotAFileError, RefusedError
 from fdstash.hostfile import DIRECT, HostFile, access_name
 from fdstash.locking import READER, WRITER, LockDescription, LockSet
 from fdstash.names import Beneath, Place, Resolver, StashNames, join_name
@@ -33,6 +33,10 @@ class Source(NamedTuple):
 def open_flags(*, writable: bool, direct: bool) -> int:
     """Access mode and O_DIRECT."""
     return (os.O_RDWR if writable else os.O_RDONLY) | (DIRECT if direct else 0)
+
+
+#: What an open says of a FIFO or a socket, of a folder, and of links in a circle.
+_NOT_A_FILE = (errno.ENXIO, errno.EISDIR, errno.ELOOP)
 
 
 class _Opened(NamedTuple):
@@ -109,7 +113,18 @@ class FileOpener:
                     " image opened by descriptor without name= has no folder to look in",
                     text,
                 )
-            return self._from_path(name, text, referrer.name, flags)
+            try:
+                return self._from_path(name, text, referrer.name, flags)
+            except ImageIOError as error:
+                if error.errno not in _NOT_A_FILE:
+                    raise
+                raise NotAFileError(
+                    error.errno,
+                    f"{error.strerror}; a header may only name regular files and block devices",
+                    name,
+                    file=referrer.name,
+                    field="file name",
+                ) from None
 
         return self._take(name, text, open_it, may_write=writable)
 

@@ -16,7 +16,7 @@ from fdstash.graph import Graph
 from fdstash.stash import FDStash
 from fdstash.state import ImageState, image_flags
 from fdstash.swap import ROUTES
-from fdstash.waiting import call_within
+from fdstash.waiting import call_within, finish_within
 
 __all__ = ["PathChange"]
 
@@ -164,7 +164,7 @@ class PathChange:
         if self.state.core.grace(_GRACE):
             # A close may wait for a server, too.
             with contextlib.suppress(TimeoutError):
-                call_within(remaining(until), self._old.close, lambda _: None)
+                finish_within(remaining(until), self._old.close, lambda _: None)
         else:  # a request hangs on the old files; they stay until it is done
             self.state.retired.append(self._old)
         routes = b"".join(_STASH if file.path is None else _PATH for file in new.files)

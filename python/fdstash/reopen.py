@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
 
 from fdstash.cache import cache_mode
@@ -91,54 +91,78 @@ def run(changes: Sequence[Change], until: float | None) -> list[ReopenReport]:
     holds the lock of every image. Raises `ReopenError`; whatever is raised, every
     image is as it was before, unless the error says otherwise.
     """
-    phase = "acquire"
-    times = [perf_counter_ns()]
+    if not changes:
+        return []
+    course = _Course(changes, until)
     try:
-        for change in changes:
-            change.acquire(until)
-        times.append(perf_counter_ns())
-        phase = "prove"
-        for change in changes:
-            change.prove(until)
-        times.append(perf_counter_ns())
-        phase = "gate"
-        for change in changes:
-            classes = change.classes()
-            if classes:
-                change.state.core.hold(classes, remaining(until))
-        times.append(perf_counter_ns())
-        phase = "prepare"
-        _prepare(changes, until, waited=times[-1] - times[-2])
-        times.append(perf_counter_ns())
-        in_flight = [change.state.core.in_flight() for change in changes]
-        phase = "commit"
-        for change in changes:
-            change.commit()
-        for change in changes:
-            change.settle()
-        times.append(perf_counter_ns())
+        course.take()
     except BaseException as error:
         whole = _undo(changes)
         if not isinstance(error, Exception):
             raise
-        raise _reopen_error(error, phase, rolled_back=whole) from error
+        image = course.at.state.name
+        raise _reopen_error(error, course.phase, image, rolled_back=whole) from error
     finally:
         for change in changes:
             change.state.core.release()
     outcomes = [change.finish(until) for change in changes]
-    times.append(perf_counter_ns())
+    course.times.append(perf_counter_ns())
     return [
-        _report(outcome, times, count) for outcome, count in zip(outcomes, in_flight, strict=True)
+        _report(outcome, course.times, count)
+        for outcome, count in zip(outcomes, course.in_flight, strict=True)
     ]
 
 
-def _prepare(changes: Sequence[Change], until: float | None, *, waited: int) -> None:
-    """What is done with the gate closed, `waited` nanoseconds after it began to close."""
-    for change in changes:
-        change.before_commit(until)
-    if waited > _SHORT or any(change.prepare for change in changes):
-        for change in changes:
-            change.prove_again()
+class _Course:
+    """The steps of a reopen up to its commit, and how far it has come."""
+
+    def __init__(self, changes: Sequence[Change], until: float | None) -> None:
+        self.changes = changes
+        self.until = until
+        self.phase = "acquire"
+        self.at = changes[0]  #: the change that is being driven
+        self.times = [perf_counter_ns()]  #: when each phase began, nanoseconds
+        self.in_flight: list[int] = []  #: requests of each image, just before the commit
+
+    def take(self) -> None:
+        """All steps, for every image. May fail anywhere; `_undo` then brings all back."""
+        for change in self._each():
+            change.acquire(self.until)
+        self._enter("prove")
+        for change in self._each():
+            change.prove(self.until)
+        self._enter("gate")
+        for change in self._each():
+            classes = change.classes()
+            if classes:
+                change.state.core.hold(classes, remaining(self.until))
+        self._enter("prepare")
+        self._prepare()
+        self._enter("commit")
+        self.in_flight = [change.state.core.in_flight() for change in self.changes]
+        for change in self._each():
+            change.commit()
+        for change in self._each():
+            change.settle()
+        self.times.append(perf_counter_ns())
+
+    def _prepare(self) -> None:
+        for change in self._each():
+            change.before_commit(self.until)
+        # Where the gate took time, or the caller's code ran, much may have happened.
+        waited = self.times[-1] - self.times[-2]
+        if waited > _SHORT or any(change.prepare for change in self.changes):
+            for change in self._each():
+                change.prove_again()
+
+    def _enter(self, phase: str) -> None:
+        self.times.append(perf_counter_ns())
+        self.phase = phase
+
+    def _each(self) -> Iterator[Change]:
+        for change in self.changes:
+            self.at = change
+            yield change
 
 
 def _report(outcome: Outcome, times: Sequence[int], in_flight: int) -> ReopenReport:
@@ -171,10 +195,14 @@ def _undo(changes: Sequence[Change]) -> bool:
     return whole
 
 
-def _reopen_error(error: Exception, phase: str, *, rolled_back: bool) -> ReopenError:
-    """What a user gets: phase and file, and the errno that tells the reason."""
+def _reopen_error(error: Exception, phase: str, image: str, *, rolled_back: bool) -> ReopenError:
+    """What a user gets: phase and file, and the errno that tells the reason.
+
+    Where it is not known which file it was, the image's own stands for all.
+    """
     if isinstance(error, ReopenError):
         error.rolled_back = rolled_back
+        error.file = error.file or image
         return error
     file: str | None = None
     code = errno.EIO
@@ -186,7 +214,7 @@ def _reopen_error(error: Exception, phase: str, *, rolled_back: bool) -> ReopenE
         message = {
             "gate": "requests in flight did not end in time",
         }.get(phase, "an open did not return in time; it goes on by itself and is closed then")
-    elif isinstance(error, FormatError):
+    elif isinstance(error, FormatError) and not isinstance(error, OSError):
         code, file = errno.EINVAL, error.file
     elif isinstance(error, OSError):
         code = error.errno or errno.EIO
@@ -195,4 +223,6 @@ def _reopen_error(error: Exception, phase: str, *, rolled_back: bool) -> ReopenE
     elif phase == "prepare":
         code = errno.ECANCELED
         message = f"prepare raised {type(error).__name__}: {error}"
-    return ReopenError(code, message, file, phase=phase, file=file, rolled_back=rolled_back)
+    return ReopenError(
+        code, message, file, phase=phase, file=file or image, rolled_back=rolled_back
+    )

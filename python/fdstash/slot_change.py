@@ -16,7 +16,7 @@ from fdstash.names import StashNames
 from fdstash.stash import FDStash
 from fdstash.state import ImageState, image_flags
 from fdstash.swap import Swap
-from fdstash.waiting import call_within
+from fdstash.waiting import call_within, finish_within
 
 __all__ = ["SlotChange"]
 
@@ -197,7 +197,7 @@ class SlotChange:
         if not self._may_wait:
             return self._swap.finish()
         try:
-            return call_within(remaining(until), self._swap.finish, self._dispose(self._swap))
+            return finish_within(remaining(until), self._swap.finish, self._dispose(self._swap))
         except TimeoutError:  # what it would have said nobody can wait for
             self._leave_swap()
             return ()

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from fdstash.errors import os_error
 
-__all__ = ["call_within", "pending_opens"]
+__all__ = ["call_within", "finish_within", "pending_opens"]
 
 _T = TypeVar("_T")
 
@@ -67,6 +67,10 @@ class _Call(Generic[_T]):
             return True
 
 
+class _NoThreadError(Exception):
+    """There is no thread to be had."""
+
+
 def call_within(
     seconds: float | None, function: Callable[[], _T], dispose: Callable[[_T], None]
 ) -> _T:
@@ -74,13 +78,32 @@ def call_within(
 
     After a timeout the call goes on, and `dispose` gets what it returns.
     """
+    try:
+        return _on_a_thread(seconds, function, dispose)
+    except _NoThreadError as error:
+        raise os_error(errno.EAGAIN, None, "no thread for a call that may hang") from error
+
+
+def finish_within(
+    seconds: float | None, function: Callable[[], _T], dispose: Callable[[_T], None]
+) -> _T:
+    """As `call_within`, for what has to be done: without a thread it is done on this one."""
+    try:
+        return _on_a_thread(seconds, function, dispose)
+    except _NoThreadError:
+        return function()
+
+
+def _on_a_thread(
+    seconds: float | None, function: Callable[[], _T], dispose: Callable[[_T], None]
+) -> _T:
     if seconds is None:
         return function()
     call = _Call(function, dispose)
     try:
         threading.Thread(target=call.run, name="fdstash-open", daemon=True).start()
     except RuntimeError as error:
-        raise os_error(errno.EAGAIN, None, "no thread for a call that may hang") from error
+        raise _NoThreadError from error
     try:
         arrived = call.done.wait(seconds)
     except BaseException:  # an interrupt; what still arrives is nobody's

@@ -25,7 +25,7 @@ from tests.support.faultshim import FaultShim
 from tests.support.lifecycle import Lifecycle, Source
 from tests.support.load import Hang
 from tests.support.matrix import Matrix
-from tests.support.positions import EVERY, FAULTS, Position, Tally
+from tests.support.positions import EVERY, FAULTS, PROPERTY, Position, Tally
 from tests.support.subject import Kind, Subject
 from tests.support.tier import evidence
 
@@ -126,6 +126,14 @@ def tally() -> Iterator[Tally]:
                 "seconds": round(time.monotonic() - started),
             },
         )
+
+
+@pytest.fixture(autouse=True)
+def positions_tried(tally: Tally, record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Told to the summary of the run (conftest.py)."""
+    before = tally.total()
+    yield
+    record_property(PROPERTY, tally.total() - before)
 
 
 @pytest.fixture

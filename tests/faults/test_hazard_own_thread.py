@@ -25,6 +25,7 @@ from tests.support.disks import make_flat, make_raw, noise
 from tests.support.hosts import FailingLoop
 from tests.support.kernel import is_direct, same_description
 from tests.support.load import Hang, Worker
+from tests.support.requests import request_in_flight
 from tests.support.seen import WRITER_BYTES, assert_as_kernel_says, locked_bytes
 from tests.support.tier import count
 
@@ -204,15 +205,10 @@ def test_a_reopen_that_waits_for_its_own_threads_request_times_out(
     image: Image, worker: Worker
 ) -> None:
     """A request of several calls that reopens half-way."""
-    core = image._state.core
-    kind = int(Requests.WRITES)
 
     def run() -> None:
-        ticket = core.enter(kind)
-        try:
+        with request_in_flight(image, Requests.WRITES):
             image.reopen(mode="r", timeout=0.2)
-        finally:
-            core.leave(ticket, kind)
 
     with pytest.raises(ReopenError) as caught:
         worker.call(run)

@@ -15,8 +15,10 @@ __all__ = [
     "FlatDisk",
     "descriptor_text",
     "make_flat",
+    "make_flat_for_qemu",
     "make_raw",
     "noise",
+    "write_file",
 ]
 
 SECTOR = 512
@@ -122,8 +124,21 @@ def make_flat(
     return FlatDisk(path, tuple(extents))
 
 
+def make_flat_for_qemu(folder: Path, *, seed: int | None = 1) -> FlatDisk:
+    """As QEMU takes it, which is with RW extents from the start of their files only."""
+    extents = [ExtentSpec("RW", 128, name="a.bin"), ExtentSpec("RW", 128, name="b.bin")]
+    return make_flat(folder, extents, create_type="twoGbMaxExtentFlat", seed=seed)
+
+
 def make_raw(folder: Path, size: int = 1 << 20, *, name: str = "disk.raw", seed: int = 1) -> Path:
     path = folder / name
     path.write_bytes(noise(size, seed))
     os.chmod(path, 0o644)
+    return path
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """A file with these bytes, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
     return path

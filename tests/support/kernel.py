@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -17,6 +18,7 @@ __all__ = [
     "descriptor_count",
     "getfl",
     "is_direct",
+    "is_open",
     "no_descriptor_leak",
     "ofd_locks",
     "open_descriptors",
@@ -63,6 +65,16 @@ def no_descriptor_leak(patience: float = 2.0) -> Iterator[None]:
     opened = {fd: name for fd, name in after.items() if before.get(fd) != name}
     closed = {fd: name for fd, name in before.items() if after.get(fd) != name}
     assert after == before, f"opened: {opened}; closed: {closed}"
+
+
+def is_open(fd: int) -> bool:
+    """Whether the number stands for a descriptor of this process."""
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        assert error.errno == errno.EBADF
+        return False
+    return True
 
 
 def getfl(fd: int) -> int:

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from tests.support.faultshim import SHORT, FaultResult, FaultShim
 from tests.support.tier import FULL
 
-__all__ = ["EVERY", "FAULTS", "FOREVER", "SYNC", "Position", "Tally", "count_calls"]
+__all__ = ["EVERY", "FAULTS", "FOREVER", "PROPERTY", "SYNC", "Position", "Tally", "count_calls"]
+
+PROPERTY = "fault positions"
+"""Of a test's report: how many positions it has tried."""
 
 FOREVER = 1_000_000
 """Every call from the position on: descriptors, memory or /proc that stay away."""

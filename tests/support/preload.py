@@ -143,7 +143,9 @@ class _Runner:
         return True
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool | None:
         if item.get_closest_marker("preload") is None:
             return None
         child = self._child_for(item)
@@ -155,8 +157,17 @@ class _Runner:
         if last is None or last.when != "teardown":
             self._report_death(item, child)
         self._limit = None
+        self._leave_module(item, nextitem)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
+
+    def _leave_module(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """End here what unmarked tests of the module have begun, if this was its last test."""
+        setup = item.session._setupstate
+        call = pytest.CallInfo.from_call(lambda: setup.teardown_exact(nextitem), "teardown")
+        if call.excinfo is not None:
+            report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+            item.ihook.pytest_runtest_logreport(report=report)
 
     def _child_for(self, item: pytest.Item) -> _Child:
         if self._child is None or not self._child.will_run(item.nodeid):

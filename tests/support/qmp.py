@@ -15,11 +15,16 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
 from tests.support.need import need_program, plain_environment
 
-__all__ = ["StorageDaemon", "StorageDaemonError"]
+__all__ = ["StorageDaemon", "StorageDaemonError", "file_node"]
 
 
 class StorageDaemonError(Exception):
     """What the daemon said to a command that failed."""
+
+
+def file_node(path: Path, **options: object) -> dict[str, object]:
+    """The options of a block node that is a file."""
+    return {"driver": "file", "node-name": "file", "filename": str(path), **options}
 
 
 class StorageDaemon:
@@ -86,6 +91,19 @@ class StorageDaemon:
                 flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags"))
             found[int(name)] = target, flags
         return found
+
+    def flags_in(self, folder: Path) -> dict[str, int]:
+        """Access mode and O_DIRECT of every file that the daemon has open there, by name."""
+        compared = os.O_ACCMODE | os.O_DIRECT
+        return {
+            Path(name).name: flags & compared
+            for name, flags in self.descriptors().values()
+            if Path(name).parent == folder and not name.endswith(".sock")
+        }
+
+    def reopen(self, node: dict[str, object]) -> None:
+        """Reopen one block node with these options."""
+        self.execute("blockdev-reopen", {"options": [node]})
 
     def close(self) -> None:
         if not self._loop.is_closed():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from fdstash import Image
+from tests.support.disks import noise
 from tests.support.kernel import (
     access_mode,
     is_direct,
@@ -21,6 +22,7 @@ __all__ = [
     "READER_BYTES",
     "WRITER_BYTES",
     "assert_as_kernel_says",
+    "check_served",
     "image_descriptors",
     "locked_bytes",
     "no_descriptor_leaks",
@@ -54,6 +56,22 @@ def assert_as_kernel_says(image: Image) -> None:
         assert file.size == status.st_size
         assert file.mode == "r" or image.mode == "r+"
     assert image.files[0].mode == image.mode
+
+
+def check_served(image: Image, model: bytearray) -> None:
+    """Right bytes, writes that arrive, and nothing said that is not so.
+
+    `model`: the bytes of the image; what is written here goes into it too.
+    """
+    assert image.pread(image.size, 0) == model
+    if image.mode == "r+":
+        for number in range(5):
+            offset, data = number * 3371 % (image.size - 700), noise(700, number)
+            image.pwrite(data, offset)
+            model[offset : offset + len(data)] = data
+        image.flush()
+        assert image.pread(image.size, 0) == model
+    assert_as_kernel_says(image)
 
 
 def locked_bytes(path: str | os.PathLike[str] | int) -> list[int]:

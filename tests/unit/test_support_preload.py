@@ -46,6 +46,8 @@ def test_last(shim): assert shim.available
 
 def test_every_outcome_reaches_the_parent(tmp_path: Path) -> None:
     (tmp_path / "test_inner.py").write_text(_TESTS)
+    # A module that ends with such a test is left like any other.
+    (tmp_path / "test_next.py").write_text("def test_in_the_next_module(): pass\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.fspath(Path(__file__).resolve().parents[2])
@@ -57,7 +59,16 @@ def test_every_outcome_reaches_the_parent(tmp_path: Path) -> None:
     if others:
         environment["LD_PRELOAD"] = " ".join(others)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "test_inner.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-v",
+            "-p",
+            "no:cacheprovider",
+            "test_inner.py",
+            "test_next.py",
+        ],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -78,6 +89,7 @@ def test_every_outcome_reaches_the_parent(tmp_path: Path) -> None:
         "test_hangs": "FAILED",
         "test_hangs_in_c": "FAILED",
         "test_last": "PASSED",
+        "test_in_the_next_module": "PASSED",
     }, done.stdout
     assert "assert (6 * 7) == 41" in done.stdout
     assert "ended with -6" in done.stdout

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fdstash import pending_opens
-from fdstash.waiting import call_within
+from fdstash.waiting import call_within, finish_within
 
 
 def _settle(condition: object, seconds: float = 10) -> None:
@@ -60,3 +60,18 @@ def test_what_arrives_after_an_interrupt_is_disposed_of() -> None:
     go_on.set()
     _settle("the call has returned")
     assert disposed == ["late"]
+
+
+def test_without_a_thread_a_call_is_refused_but_what_must_be_done_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    done = []
+    with pytest.raises(BlockingIOError, match="no thread"):
+        call_within(10, lambda: done.append("called"), lambda _: None)
+    assert done == []
+    finish_within(10, lambda: done.append("finished"), lambda _: None)
+    assert done == ["finished"]
