@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["missing", "need_program", "need_root", "plain_environment"]
+__all__ = ["missing", "need_package", "need_program", "need_root", "plain_environment"]
 
 
 def missing(what: str) -> NoReturn:
@@ -34,3 +35,11 @@ def need_program(name: str, package: str) -> str:
     if found is None:
         missing(f"{name} is needed (Debian: {package})")
     return found
+
+
+def need_package(module: str, package: str) -> Any:
+    """The module of a peer; imported by the test that needs it, and not when it is collected."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing(f"the package {package} is needed (extra `peers`): {error}")

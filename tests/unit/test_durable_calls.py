@@ -7,20 +7,17 @@ the whole file does it, and that a write that need not be durable asks for nothi
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.disks import ExtentSpec, make_flat, make_raw
-from tests.support.need import missing, need_program, plain_environment
+from tests.support.traced import traced_between_marks
 
 # Under a sanitizer the traced program would want a runtime that strace does not bear.
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 WRITES = ("pwrite64", "pwritev", "pwritev2")
 SYNCS = ("fsync", "fdatasync", "sync_file_range", "sync", "syncfs")
 
@@ -41,25 +38,10 @@ with fdstash.open(path, "r+", format=format, cache=before) as image:
 
 def calls(path: Path, cache: str, request: str, before: str = "writeback") -> list[str]:
     """The writes, syncs and zeroings between the marks, as strace writes them."""
-    log = path.with_name("strace")
-    traced = ",".join([*WRITES, *SYNCS, "fallocate", "access", "faccessat", "faccessat2"])
-    command = [need_program("strace", "strace"), "-qq", "-f", "-e", f"trace={traced}"]
-    program = [sys.executable, "-c", PROGRAM, str(path), path.suffix[1:], cache, before, request]
-    done = subprocess.run(
-        [*command, "-o", str(log), *program],
-        cwd=ROOT,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    if "PTRACE" in done.stderr:
-        missing(f"strace may not trace: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    _, between, _ = re.split(r"^.*/mark.*\n", log.read_text(), flags=re.MULTILINE)
-    lines = [re.sub(r"^\d+ +", "", line) for line in between.splitlines()]
-    return [line for line in lines if line.split("(")[0] in (*WRITES, *SYNCS, "fallocate")]
+    arguments = [str(path), path.suffix[1:], cache, before, request]
+    only = [*WRITES, *SYNCS, "fallocate"]
+    lines = traced_between_marks(path.with_name("strace"), PROGRAM, arguments, only)
+    return [line for line in lines if line.split("(")[0] in only]
 
 
 def named(found: list[str], names: tuple[str, ...]) -> list[str]:

@@ -6,8 +6,6 @@ is that nothing in Python is done for each extent.
 
 from __future__ import annotations
 
-import re
-import subprocess
 import sys
 import threading
 import time
@@ -22,7 +20,7 @@ import fdstash
 from fdstash import Image
 from tests.support.disks import ExtentSpec, FlatDisk, make_flat, noise
 from tests.support.faultshim import PAUSE, FaultShim
-from tests.support.need import missing, need_program, plain_environment
+from tests.support.traced import traced_between_marks
 
 SECTORS = 3
 COUNT = 500
@@ -161,21 +159,7 @@ with fdstash.open(sys.argv[1], "r+") as image:
 
 @pytest.mark.slow
 def test_a_read_of_many_extents_is_one_read_of_each(many: FlatDisk, tmp_path: Path) -> None:
-    log = tmp_path / "strace"
-    command = [need_program("strace", "strace"), "-qq", "-f", "-o", str(log)]
-    done = subprocess.run(
-        [*command, sys.executable, "-c", PROGRAM, str(many.path)],
-        cwd=Path(__file__).parents[2],
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    if "PTRACE" in done.stderr:
-        missing(f"strace may not trace: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    _, between, _ = re.split(r"^.*/mark.*\n", log.read_text(), flags=re.MULTILINE)
-    calls = [re.sub(r"^\d+ +", "", line).split("(")[0] for line in between.splitlines()]
+    lines = traced_between_marks(tmp_path / "strace", PROGRAM, [str(many.path)])
+    calls = [line.split("(")[0] for line in lines]
     others = {"brk", "mmap", "munmap", "mremap", "madvise", "futex", "clock_gettime"}
     assert [call for call in calls if call not in others] == ["pread64"] * COUNT
