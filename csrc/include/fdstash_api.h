@@ -208,6 +208,7 @@ typedef struct fdstash_entry_layout {
     fdstash_entry_part parts[2]; /* host offset = base + unit * (all parts together) */
     uint64_t unit;
     uint64_t base;
+    uint64_t first; /* data before this byte of the file is FDSTASH_BAD: metadata is there */
 } fdstash_entry_layout;
 
 typedef struct fdstash_cluster {

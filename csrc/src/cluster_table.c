@@ -177,7 +177,7 @@ static uint64_t decode(const fdstash_entry_layout *layout, uint64_t value, uint6
         return pack(FDSTASH_BAD, 0);
     /* How long compressed data is only its reader can tell. */
     end = kind == FDSTASH_COMPRESSED ? offset + 1 : offset + cluster;
-    return end > file_size ? pack(FDSTASH_BAD, 0) : pack(kind, offset);
+    return offset < layout->first || end > file_size ? pack(FDSTASH_BAD, 0) : pack(kind, offset);
 }
 
 static struct page *new_page(const fdstash_table *table)

@@ -57,6 +57,6 @@ int need_driver(fdstash_need *need, const struct fdstash_layer *layer, const fds
     need->length = run->length;
     need->offset = run->file_offset;
     need->done = done;
-    need->kind = run->kind;
+    need->kind = KIND_OF(run);
     return -FDSTASH_NEEDS;
 }

@@ -7,6 +7,7 @@ can lose the image. See `open`, `Image.reopen` and `FDStash`.
 import logging as _logging
 
 from fdstash._version import __version__
+from fdstash.backing import Backing
 from fdstash.buffers import AlignedBuffer
 from fdstash.errors import (
     ClosedError,
@@ -35,6 +36,7 @@ from fdstash.waiting import pending_opens
 
 __all__ = [
     "AlignedBuffer",
+    "Backing",
     "Beneath",
     "ClosedError",
     "Error",

@@ -132,12 +132,17 @@ class ClusterMap:
         begin = table.start + first * table.cluster
         end = min(begin + new.clusters * table.cluster, table.start + table.length)
         done_to = min(start + length, end)
-        zeros = new.fresh and kind in (Kind.ZERO, Kind.HOLE) and not self._has_backing(start)
-        if not zeros and begin < start:
-            _write_all(file, content.old(start - begin, begin), new.offset)
-        content.put(file, done_to - start, new.offset + start - begin)
-        if not zeros and done_to < end:
-            _write_all(file, content.old(end - done_to, done_to), new.offset + done_to - begin)
+        zeros = new.fresh and kind in (Kind.ZERO, Kind.HOLE) and not self._has_backing(begin)
+        try:
+            if not zeros and begin < start:
+                _write_all(file, content.old(start - begin, begin), new.offset)
+            content.put(file, done_to - start, new.offset + start - begin)
+            if not zeros and done_to < end:
+                _write_all(file, content.old(end - done_to, done_to), new.offset + done_to - begin)
+        except BaseException:
+            # Nothing refers to them, so the next write may have them.
+            self._image.free(number, new.offset, new.clusters)
+            raise
         self._set(number, first, new.clusters, Kind.DATA, new.offset)
         if kind in (_COPY, Kind.COMPRESSED):
             old = run.file_offset - (start - begin)
@@ -145,8 +150,8 @@ class ClusterMap:
         return done_to - start
 
     def _has_backing(self, start: int) -> bool:
-        below = self._image.backing_size
-        return below is not None and start < below
+        below = self._layer.backing
+        return below is not None and start < below.size
 
     def zero_whole(self, start: int, length: int, kind: int, generation: int) -> int:
         """Make whole clusters of a run zero by their entries; returns the bytes done.
@@ -163,11 +168,11 @@ class ClusterMap:
             count += 1
         if within or not count:
             return 0
-        if not self._image.has_zero_entries and self._has_backing(start):
+        if not table.zero_entries and self._has_backing(start):
             return 0
         first = (start - table.start) // table.cluster
         held = self._layer.tables[number].get(first, count)
-        becomes = Kind.ZERO if self._image.has_zero_entries else Kind.HOLE
+        becomes = Kind.ZERO if table.zero_entries else Kind.HOLE
         self._set(number, first, count, becomes, 0)
         for old_kind, offset in held:
             if old_kind in (Kind.DATA, _COPY, Kind.COMPRESSED):
@@ -185,8 +190,8 @@ class ClusterMap:
             core.pin(page, pinned=True)
             before = self._changed.get((number, page), (low, high))
             self._changed[number, page] = (min(before[0], low), max(before[1], high))
-        core.set(first, count, kind, offset)
         self._layer.set_dirty(dirty=True)
+        core.set(first, count, kind, offset)
 
     # -- to disk
 
@@ -206,6 +211,10 @@ class ClusterMap:
                 self._flush_files()
             for (number, page), (low, high) in sorted(self._changed.items()):
                 self._store(number, page, low, high)
+            if self._image.unlinked:
+                if durable:
+                    self._flush_files()
+                self._image.link()
             if durable:
                 self._flush_files()
             for number, page in self._changed:

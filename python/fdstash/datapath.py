@@ -26,7 +26,12 @@ class Requests(enum.IntFlag):
 
 
 class Layer:
-    """A map, its files and its tables. `segments` and `tables` are those of a format."""
+    """A map, its files and its tables, and the layer that holes fall through to.
+
+    `segments` and `tables` are those of a format; they count from the start of `files`.
+    """
+
+    size: int  #: of the guest's disk, bytes
 
     def __init__(
         self,
@@ -37,6 +42,8 @@ class Layer:
         backing: Layer | None = None,
     ) -> None:
         """Build the core's map. Raises `FormatError` where it would not be one."""
+        self.size = sum(segment.length for segment in segments)
+        self.backing = backing
         made: list[Any] = []
         try:
             made.extend(new_table(table, name) for table in tables)
@@ -124,7 +131,7 @@ def new_table(table: Any, name: str) -> Any:
         slot.mask, slot.value, slot.kind = rule.mask, rule.value, rule.kind
     for slot, part in zip(layout.parts, entry.parts, strict=False):
         slot.mask, slot.shift = part.mask, part.shift
-    layout.unit, layout.base = entry.unit, entry.base
+    layout.unit, layout.base, layout.first = entry.unit, entry.base, entry.first
     out = ffi.new("fdstash_table **")
     bits = table.cluster.bit_length() - 1
     rc = lib.fdstash_table_new(table.length, bits, table.page_entries, table.file, layout, out)

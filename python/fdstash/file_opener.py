@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fdstash import opening
 from fdstash.errors import ImageIOError, LockError, NotAFileError, RefusedError
+from fdstash.formats.base import Opener
 from fdstash.hostfile import DIRECT, HostFile, access_name
 from fdstash.locking import READER, WRITER, LockDescription, LockSet
 from fdstash.names import Beneath, Place, Resolver, StashNames, join_name
@@ -28,6 +29,7 @@ class Source(NamedTuple):
     resolver: Resolver | None  #: None: beneath the folder of the file that names
     lock: bool
     mark: bool = True  #: whether a first write marks the header
+    backing: str | None = None  #: the path of the backing image; None: what the header says
 
 
 def open_flags(*, writable: bool, direct: bool) -> int:
@@ -39,6 +41,19 @@ def open_flags(*, writable: bool, direct: bool) -> int:
 _NOT_A_FILE = (errno.ENXIO, errno.EISDIR, errno.ELOOP)
 
 
+class _Naming:
+    """The `Opener` of one header."""
+
+    def __init__(self, opener: FileOpener, referrer: HostFile, *, writable: bool) -> None:
+        self._opener = opener
+        self._referrer = referrer
+        self._writable = writable
+
+    def open(self, text: str, /, *, writable: bool) -> HostFile:
+        """The file that `text` names; of a backing image, for reading."""
+        return self._opener.open_named(text, self._referrer, writable=writable and self._writable)
+
+
 class _Opened(NamedTuple):
     fd: int
     path: str | None
@@ -47,7 +62,7 @@ class _Opened(NamedTuple):
 
 
 class FileOpener:
-    """Opens the files of one graph: the formats' `Opener`."""
+    """Opens the files of one graph; `naming` gives each format its `Opener`."""
 
     def __init__(
         self,
@@ -57,7 +72,9 @@ class FileOpener:
         direct: bool,
         stash: FDStash | None,
         others: LockSet | None,
+        kept: Sequence[HostFile] = (),
     ) -> None:
+        """`kept`: files of another graph that are opened again as the same inodes."""
         self.files: list[HostFile] = []
         self.locks = LockSet()
         self._source = source
@@ -65,7 +82,8 @@ class FileOpener:
         self._direct = direct
         self._names = StashNames(stash)
         self._others = others
-        self._folder: int | None = None
+        self._kept = {file.name: file for file in kept}
+        self._folders: dict[str, int] = {}
         self._by_identity: dict[tuple[int, ...], HostFile] = {}
 
     def open_first(self) -> HostFile:
@@ -81,7 +99,7 @@ class FileOpener:
         flags = open_flags(writable=self._writable, direct=self._direct)
 
         def open_it() -> _Opened:
-            found = self._from_stash(name, path, flags)
+            found = self._from_stash(name, path, flags) or self._from_kept(name, flags)
             if found:
                 return found
             last = os.path.basename(path)
@@ -94,16 +112,29 @@ class FileOpener:
 
         return self._take(name, path, open_it)
 
-    def open(self, text: str, /, *, writable: bool) -> HostFile:
-        """The file that a header calls `text`."""
-        referrer = self.files[0]
+    def open_backing(self, path: str) -> HostFile:
+        """The backing image that the caller named, whatever the header says."""
+        flags = open_flags(writable=False, direct=self._direct)
+
+        def open_it() -> _Opened:
+            found = self._from_stash(path, path, flags)
+            return found or _Opened(opening.open_path(path, flags), path, shared=False, key=None)
+
+        return self._take(path, path, open_it, may_write=False)
+
+    def naming(self, referrer: HostFile, *, writable: bool) -> Opener:
+        """How the format whose header `referrer` holds opens the files that it names."""
+        return _Naming(self, referrer, writable=writable)
+
+    def open_named(self, text: str, referrer: HostFile, *, writable: bool) -> HostFile:
+        """The file that the header in `referrer` calls `text`."""
         source = self._source
         named = not (isinstance(source.file, int) and source.name is None)
         name = join_name(text, referrer.name if named else None)
         flags = open_flags(writable=writable and self._writable, direct=self._direct)
 
         def open_it() -> _Opened:
-            found = self._from_stash(name, text, flags)
+            found = self._from_stash(name, text, flags) or self._from_kept(name, flags)
             if found:
                 return found
             if not named:
@@ -168,6 +199,12 @@ class FileOpener:
         finally:
             opening.close_quietly(held)
 
+    def _from_kept(self, name: str, flags: int) -> _Opened | None:
+        kept = self._kept.get(name)
+        if kept is None:
+            return None
+        return _Opened(opening.open_again(kept.fd, flags, name), kept.path, shared=False, key=None)
+
     def _from_path(self, name: str, text: str, referrer: str, flags: int) -> _Opened:
         resolver = self._source.resolver or Beneath()
         if not isinstance(resolver, Beneath):
@@ -191,14 +228,16 @@ class FileOpener:
         raise error or _refused(text, referrer, "no folder is allowed")
 
     def _own_folder(self, referrer: str) -> int:
-        """The folder of the first file, walked once.
+        """The folder of a file that names others, walked once.
 
         A symbolic link on the way that is swung meanwhile must not give an image
         the extents of another.
         """
-        if self._folder is None:
-            self._folder = opening.open_folder(os.path.dirname(referrer) or ".")
-        return self._folder
+        path = os.path.dirname(referrer) or "."
+        folder = self._folders.get(path)
+        if folder is None:
+            folder = self._folders[path] = opening.open_folder(path)
+        return folder
 
     def _from_place(self, place: Place, name: str, flags: int) -> _Opened:
         folder = opening.open_folder(place.folder or ".")
@@ -214,10 +253,9 @@ class FileOpener:
         return _Opened(fd, path, shared=False, key=None)
 
     def close(self) -> None:
-        """Let go of the folder; what was opened is the graph's."""
-        if self._folder is not None:
-            opening.close_owned(self._folder)
-            self._folder = None
+        """Let go of the folders; what was opened is the graph's."""
+        while self._folders:
+            opening.close_owned(self._folders.popitem()[1])
 
     # -- what is done with it
 

@@ -1,4 +1,4 @@
-"""The files of an open image, what their format says of them, and their locks.
+"""The files of an open image and of those that it is based on, and what their formats say.
 
 `Graph.open` consults the stash before the host file system. A graph is a whole:
 a reopen that changes the path opens another graph beside it and switches.
@@ -7,7 +7,9 @@ a reopen that changes the path opens another graph beside it and switches.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from fdstash import opening
 from fdstash.clusters import ClusterMap
@@ -15,14 +17,17 @@ from fdstash.datapath import Layer
 from fdstash.errors import FormatError
 from fdstash.file_opener import FileOpener, Source, open_flags
 from fdstash.formats import registry
-from fdstash.formats.base import Format
+from fdstash.formats.base import Format, ReadAt, shown, unsupported
 from fdstash.formats.tables import TableFormat
 from fdstash.hostfile import HostFile
 from fdstash.locking import LockSet
 from fdstash.stash import FDStash
 from fdstash.swap import Swap
 
-__all__ = ["Graph", "Map", "check_writable_format", "probe"]
+__all__ = ["MAX_DEPTH", "Graph", "Level", "Map", "check_writable_format", "probe"]
+
+#: Images of a chain, the one that was opened included. VMware's products make at most 33.
+MAX_DEPTH = 256
 
 
 class Map(NamedTuple):
@@ -32,8 +37,26 @@ class Map(NamedTuple):
     clusters: ClusterMap | None  #: of a format of cluster tables
 
 
+class Level(NamedTuple):
+    """An image that the opened one is based on. It is only read, and its map stays."""
+
+    format: Format
+    map: Map
+
+
+class View(Protocol):
+    """Something that reads an image below, and ends with the graph."""
+
+    def close(self) -> None:
+        """Refuse requests, and wait for those in flight."""
+
+
 class Graph:
-    """One image's files, format, layer and locks. Owner: one thread at a time."""
+    """One image's files, formats, layers and locks. Owner: one thread at a time.
+
+    `files` are those of all levels, the opened image's first; `Segment.file` and
+    `Table.file` count in it.
+    """
 
     def __init__(
         self,
@@ -52,6 +75,8 @@ class Graph:
         self.format: Format
         self.layer: Layer
         self.clusters: ClusterMap | None = None  #: of a format of cluster tables
+        self.below: tuple[Level, ...] = ()  #: what holes read from, the nearest first
+        self.views: weakref.WeakSet[View] = weakref.WeakSet()  #: of images below
         self._swap: Swap | None = None
 
     @classmethod
@@ -63,11 +88,13 @@ class Graph:
         direct: bool,
         stash: FDStash | None = None,
         beside: Graph | None = None,
+        keep: bool = False,
     ) -> Graph:
         """Open everything, or nothing.
 
         `beside`: another graph of the same image, whose lock descriptions are
-        shared where the inode is the same.
+        shared where the inode is the same. `keep`: its own files, those of the
+        images below aside, are to be the same inodes, whatever became of their paths.
         """
         opener = FileOpener(
             source,
@@ -75,12 +102,13 @@ class Graph:
             direct=direct,
             stash=stash,
             others=beside.locks if beside else None,
+            kept=beside.own_files if beside and keep else (),
         )
         graph = cls(source, opener.files, opener.locks, writable=writable, direct=direct)
         try:
             file = opener.open_first()
             graph.format = _open_format(file, opener, source, writable=writable)
-            graph.layer, graph.clusters = graph.new_map()
+            graph._stack(_open_backing(graph.format, opener, source))
         except BaseException:
             graph.close()
             raise
@@ -90,6 +118,24 @@ class Graph:
         # graph beside this one; see the design of the reopen.
         opening.reserve(file.fd, 4 * len(graph.files) + 8)
         return graph
+
+    def _stack(self, formats: Sequence[Format]) -> None:
+        """Make the maps, from the lowest image to the opened one."""
+        for image in reversed(formats):
+            below = self.below[0].map.layer if self.below else None
+            made = _new_map(image, self.files, below)
+            self.below = (Level(image, made), *self.below)
+        self.layer, self.clusters = self.new_map()
+
+    @property
+    def formats(self) -> Sequence[Format]:
+        """Of the opened image, and of those below it."""
+        return (self.format, *(level.format for level in self.below))
+
+    @property
+    def own_files(self) -> Sequence[HostFile]:
+        """The files of the opened image, without those of images below."""
+        return [self.files[child.index] for child in self.format.files]
 
     @property
     def path(self) -> str | None:
@@ -113,14 +159,15 @@ class Graph:
         self._swap = None
 
     def extract_fds(self, stash: FDStash) -> None:
-        """Give `stash` a dup of the descriptor of each file that the format names."""
+        """Give `stash` a dup of the descriptor of each file that the formats name."""
         dups: list[tuple[str, int]] = []
         try:
-            for child in self.format.extract_files():
-                file = self.files[child.index]
-                # From here on others may hold the description.
-                file.mark_shared()
-                dups.append((file.name, opening.dup_for_others(file.fd, file.name)))
+            for image in self.formats:
+                for child in image.extract_files():
+                    file = self.files[child.index]
+                    # From here on others may hold the description.
+                    file.mark_shared()
+                    dups.append((file.name, opening.dup_for_others(file.fd, file.name)))
             stash.give_all(dups)
         except BaseException:
             for _, fd in dups:
@@ -129,11 +176,14 @@ class Graph:
 
     def new_map(self) -> Map:
         """A map for what the format says now, with nothing of its tables loaded."""
-        image, name = self.format, self.files[0].name
-        if not isinstance(image, TableFormat):
-            return Map(Layer(image.segments(), self.files, name), None)
-        layer = Layer(image.segments(), self.files, name, image.tables())
-        return Map(layer, ClusterMap(image, layer, self.files))
+        below = self.below[0].map.layer if self.below else None
+        return _new_map(self.format, self.files, below)
+
+    def revalidate(self, read: ReadAt) -> None:
+        """Look at all headers again, by `read`. Raises `FormatError`."""
+        for image in self.formats:
+            image.revalidate(read)
+        _accept(self.format, [level.format for level in self.below])
 
     def exchange_map(self, other: Map) -> Map:
         """Take another one; the old one is returned."""
@@ -143,11 +193,15 @@ class Graph:
 
     def close(self) -> None:
         """Drop every reference; a slot closes when nobody uses it any more."""
+        for view in list(self.views):
+            view.close()
         if self._swap is not None:
             self._swap.release()
             self._swap = None
         if hasattr(self, "layer"):
             self.layer.release()
+        for level in self.below:
+            level.map.layer.release()
         for file in self.files:
             file.release()
         self.locks.close()
@@ -160,7 +214,63 @@ def _open_format(file: HostFile, opener: FileOpener, source: Source, *, writable
         if writable:
             _refuse_guessed_raw(name, file.name)
     driver = registry.driver(name, file.name)
-    return driver.open(file, opener, writable=writable, options=source.options)
+    names = opener.naming(file, writable=True)
+    return driver.open(file, names, writable=writable, options=source.options)
+
+
+def _open_backing(top: Format, opener: FileOpener, source: Source) -> list[Format]:
+    """The images that `top` is based on, the nearest first."""
+    found: list[Format] = []
+    above = top
+    taken = {child.index: top.file.name for child in top.files}
+    while above.backing_file is not None:
+        if len(found) + 1 == MAX_DEPTH:
+            raise FormatError(
+                f"a chain of more than {MAX_DEPTH} images is not opened", file=top.file.name
+            )
+        referrer = opener.files[above.file.index]
+        if above is top and source.backing is not None:
+            file = opener.open_backing(source.backing)
+        else:
+            file = opener.open_named(above.backing_file, referrer, writable=False)
+        if file.index in taken:
+            raise _used_twice(file.name, taken[file.index], above)
+        driver = registry.driver(above.backing_format or _probe(file), file.name)
+        below = driver.open(file, opener.naming(file, writable=False), writable=False, options={})
+        for child in below.files:
+            if child.index in taken:
+                raise _used_twice(child.name, taken[child.index], below)
+        taken.update((child.index, below.file.name) for child in below.files)
+        found.append(below)
+        above = below
+    if source.backing is not None and not found:
+        raise unsupported(top.file.name, f"this {top.name} image has no backing file to change")
+    _accept(top, found)
+    return found
+
+
+def _accept(top: Format, below: Sequence[Format]) -> None:
+    above = top
+    for image in below:
+        above.accept_backing(image)
+        above = image
+
+
+def _used_twice(name: str, user: str, by: Format) -> FormatError:
+    return FormatError(
+        f"the chain of backing images comes back to {shown(name, 200)}, which {shown(user, 200)}"
+        " already uses",
+        file=by.file.name,
+        field="backing file",
+    )
+
+
+def _new_map(image: Format, files: list[HostFile], below: Layer | None) -> Map:
+    name = image.file.name
+    if not isinstance(image, TableFormat):
+        return Map(Layer(image.segments(), files, name, backing=below), None)
+    layer = Layer(image.segments(), files, name, image.tables(), below)
+    return Map(layer, ClusterMap(image, layer, files))
 
 
 def _refuse_guessed_raw(name: str, filename: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from fdstash import needs
 from fdstash import reopen as transaction
 from fdstash._ffi import ffi, lib, raise_for
+from fdstash.backing import Backing, backing_at
 from fdstash.cache import cache_mode
 from fdstash.clusters import ClusterMap
 from fdstash.datapath import Requests, deadline
@@ -24,14 +25,14 @@ from fdstash.hostfile import FileInfo
 from fdstash.limits import Limits, limits_of
 from fdstash.names import Resolver
 from fdstash.needs import NEEDS
+from fdstash.reading import Reader
 from fdstash.report import ReopenReport
-from fdstash.requests import REASONS, check_range, gather
+from fdstash.requests import check_range, gather
 from fdstash.stash import FDStash
 from fdstash.state import ImageState
 
 __all__ = ["Image", "open"]
 
-_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 _EVERYTHING = int(Requests.READS | Requests.WRITES | Requests.UNALIGNED_WRITES | Requests.FLUSHES)
 
 
@@ -77,7 +78,7 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
         raise
 
 
-class Image:
+class Image(Reader):
     """An open disk image; made by `open`.
 
     Offsets and sizes are bytes. Every method may be called from any thread; reads
@@ -86,8 +87,8 @@ class Image:
     """
 
     def __init__(self, state: ImageState) -> None:
+        super().__init__(state.core, state.name)
         self._state = state
-        self._core = state.core.handle
 
     # -- what it is
 
@@ -113,20 +114,15 @@ class Image:
         return self._state.cache.name
 
     @property
-    def name(self) -> str:
-        """What the image is called: its path, unless `open` was told otherwise."""
-        return self._state.name
-
-    @property
     def closed(self) -> bool:
         """Whether requests are refused."""
         return self._state.closed
 
     @property
-    def backing(self) -> Image | None:
+    def backing(self) -> Backing | None:
         """The image that holes read from; None where there is none."""
         self._state.check_open()
-        return None
+        return backing_at(self._state.graph, 0)
 
     @property
     def format_info(self) -> Mapping[str, object]:
@@ -151,42 +147,10 @@ class Image:
         size = self.size
         check_range(n or 0, offset)
         end = size if n is None else min(size, offset + n)
-        return iterate(self._state, offset, end)
+        state = self._state
+        return iterate(state.core, lambda: (state.graph.files, state.graph.layer), offset, end)
 
     # -- requests
-
-    def pread(self, n: int, offset: int) -> bytes:
-        """Up to `n` bytes at `offset`; short only at the end of the image."""
-        check_range(n, offset)
-        left = max(0, self._state.core.size - offset)
-        n = min(n, left)
-        buffer = _uncleared("char[]", n or 1)
-        got = lib.fdstash_image_pread(self._core, buffer, n, offset)
-        if got == NEEDS:
-            got = needs.read(self._state.core, ffi.new("fdstash_iovec[]", [(buffer, n)]), offset)
-        if got < 0:
-            self._fail(got)
-        data: bytes = ffi.buffer(buffer, got)[:]
-        return data
-
-    def preadv(self, buffers: Sequence[Any], offset: int) -> int:
-        """Fill writable buffers in turn; returns the bytes read, short only at the end."""
-        check_range(0, offset)
-        if len(buffers) == 1:
-            with ffi.from_buffer("char[]", buffers[0], require_writable=True) as view:
-                got: int = lib.fdstash_image_pread(self._core, view, len(view), offset)
-                if got == NEEDS:
-                    iov = ffi.new("fdstash_iovec[]", [(view, len(view))])
-                    got = needs.read(self._state.core, iov, offset)
-        else:
-            with ExitStack() as pinned:
-                iov = gather(pinned, buffers, writable=True)
-                got = lib.fdstash_image_preadv(self._core, iov, len(iov), offset)
-                if got == NEEDS:
-                    got = needs.read(self._state.core, iov, offset)
-        if got < 0:
-            self._fail(got)
-        return got
 
     def pwrite(self, data: Any, offset: int, *, fua: bool = False) -> int:
         """Write all of `data`; returns its length. `fua`: durable when it returns.
@@ -271,7 +235,7 @@ class Image:
                 state.graph.format.resize(size)
                 old = state.graph.exchange_map(state.graph.new_map())
                 state.core.switch(state.graph.layer)
-                old.layer.release()
+                state.retire_map(old)
             finally:
                 state.core.release()
 
@@ -283,7 +247,7 @@ class Image:
         mode: str | None = None,
         cache: str | None = None,
         path: str | os.PathLike[str] | None = None,
-        backing: object = None,
+        backing: str | os.PathLike[str] | None = None,
         stash: FDStash | None = None,
         resolver: Resolver | None = None,
         prepare: Callable[[], object] | None = None,
@@ -365,10 +329,6 @@ class Image:
         if clusters is None:
             raise AssertionError("only cluster tables need the driver")
         return clusters
-
-    def _fail(self, rc: int) -> None:
-        message = REASONS.get(-rc)
-        raise_for(rc, self._state.name, message)
 
     def _mark(self, n: int, offset: int) -> None:
         """The format's mark of the first write, as a request that the gate counts."""

@@ -1,4 +1,4 @@
-"""Another graph, opened beside the present one and switched to: another path."""
+"""Another graph, opened beside the present one and switched to: another path or backing."""
 
 from __future__ import annotations
 
@@ -38,13 +38,16 @@ class PathChange:
         cache: CacheMode,
         stash: FDStash | None = None,
         prepare: Callable[[], object] | None = None,
+        keep: bool = False,
     ) -> None:
+        """`keep`: the image's own files stay the same, only those below are others."""
         self.state = state
         self.source = source
         self.writable = writable
         self.cache = cache
         self.stash = stash
         self.prepare = prepare
+        self.keep = keep
         self._old = state.graph
         self._new: Graph | None = None
         self._cache_before = state.cache
@@ -66,6 +69,7 @@ class PathChange:
                 direct=self.cache.direct,
                 stash=self.stash,
                 beside=self._old,
+                keep=self.keep,
             )
 
         try:
@@ -112,17 +116,20 @@ class PathChange:
         call_within(remaining(until), self.state.core.sync, lambda _: None)
         if self.prepare is not None:
             self.prepare()
-            # What it wrote may have changed the header that was parsed.
-            try:
-                graph = self._graph
-                error = call_within(
-                    remaining(until), lambda: _look_again(graph), lambda _: graph.close()
-                )
-            except TimeoutError:
-                self._new = None  # the thread that hangs has it
-                raise
-            if error is not None:
-                raise error
+        if self.prepare is not None or self._graph.clusters is not None:
+            # What it wrote, or what was just written back where both paths lead to one
+            # file, may have changed headers and directories that were parsed.
+            self._look_again(until)
+
+    def _look_again(self, until: float | None) -> None:
+        graph = self._graph
+        try:
+            error = call_within(remaining(until), lambda: _looked(graph), lambda _: graph.close())
+        except TimeoutError:
+            self._new = None  # the thread that hangs has it
+            raise
+        if error is not None:
+            raise error
 
     def prove_again(self) -> None:
         """Nothing: the switch of a pointer relies on no number."""
@@ -172,10 +179,11 @@ class PathChange:
         return Outcome(new.files, routes, len(new.files), (), ())
 
 
-def _look_again(graph: Graph) -> Error | None:
+def _looked(graph: Graph) -> Error | None:
     try:
-        graph.format.revalidate(lambda file, n, offset: file.pread(n, offset))
-        graph.format.check_lengths()
+        graph.revalidate(lambda file, n, offset: file.pread(n, offset))
+        for image in graph.formats:
+            image.check_lengths()
     except Error as error:
         return error
     return None

@@ -50,7 +50,7 @@ def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a micro
     mode: str | None = None,
     cache: str | None = None,
     path: str | os.PathLike[str] | None = None,
-    backing: object = None,
+    backing: str | os.PathLike[str] | None = None,
     stash: FDStash | None = None,
     resolver: Resolver | None = None,
     prepare: Callable[[], object] | None = None,
@@ -58,16 +58,9 @@ def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a micro
     """The change that these options of `Image.reopen` ask for."""
     writable = state.graph.writable if mode is None else writable_mode(mode)
     wanted = state.cache if cache is None else cache_mode(cache)
-    if backing is not None:
-        name = state.graph.format.name
-        raise ReopenError(
-            errno.ENOTSUP,
-            f"{name} images have no backing file that could be changed",
-            phase="acquire",
-            file=state.graph.files[0].name,
-        )
     target = None if path is None else os.fspath(path)
-    if target is None or target == state.graph.path:
+    moved = target is not None and target != state.graph.path
+    if not moved and backing is None:
         return SlotChange(
             state,
             writable=writable,
@@ -76,12 +69,21 @@ def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a micro
             by_path=target is not None,
             prepare=prepare,
         )
+    below = None if backing is None else os.fsdecode(backing)
     source = state.graph.source._replace(
-        file=target,
-        name=target,
-        resolver=resolver or state.graph.source.resolver,
+        resolver=resolver or state.graph.source.resolver, backing=below
     )
-    return PathChange(state, source, writable=writable, cache=wanted, stash=stash, prepare=prepare)
+    if moved and target is not None:
+        source = source._replace(file=target, name=target)
+    return PathChange(
+        state,
+        source,
+        writable=writable,
+        cache=wanted,
+        stash=stash,
+        prepare=prepare,
+        keep=not moved,
+    )
 
 
 def run(changes: Sequence[Change], until: float | None) -> list[ReopenReport]:

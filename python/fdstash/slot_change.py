@@ -94,7 +94,7 @@ class SlotChange:
     def _look_at_header(self, until: float | None) -> None:
         """Through the new description; on a thread where a server may be waited for."""
         if not self._may_wait:
-            self._graph.format.revalidate(self._read_fresh)
+            self._graph.revalidate(self._read_fresh)
             return
         try:
             error = call_within(remaining(until), self._header_error, self._dispose(self._swap))
@@ -106,7 +106,7 @@ class SlotChange:
 
     def _header_error(self) -> Error | None:
         try:
-            self._graph.format.revalidate(self._read_fresh)
+            self._graph.revalidate(self._read_fresh)
         except Error as error:
             return error
         return None
@@ -195,7 +195,7 @@ class SlotChange:
     def _drop_map(self) -> None:
         """The core keeps the layer for as long as a request uses it."""
         if self._fresh is not None:
-            self.state.retire_layer(self._fresh.layer)
+            self.state.retire_map(self._fresh)
             self._fresh = None
 
     def settle(self) -> None:

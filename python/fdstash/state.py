@@ -10,9 +10,9 @@ import weakref
 from fdstash import needs
 from fdstash._ffi import lib
 from fdstash.cache import CacheMode
-from fdstash.datapath import DataPath, Layer, remaining
+from fdstash.datapath import DataPath, remaining
 from fdstash.errors import ClosedError, ImageIOError, ReopenError
-from fdstash.graph import Graph
+from fdstash.graph import Graph, Map
 
 __all__ = ["ImageState", "image_flags"]
 
@@ -44,7 +44,7 @@ class ImageState:
         self.core = DataPath(graph.layer, image_flags(cache, writable=graph.writable))
         self.lock = threading.RLock()
         self.retired: list[Graph] = []
-        self.retired_layers: list[Layer] = []
+        self.retired_maps: list[Map] = []
         self.closed = False
         self.busy = False
         #: Whether the format has marked its header as written to.
@@ -77,7 +77,7 @@ class ImageState:
                 phase="acquire",
                 file=self.name,
             )
-        if self.retired or self.retired_layers:
+        if self.retired or self.retired_maps:
             self.sweep()
         self.busy = True
 
@@ -115,27 +115,27 @@ class ImageState:
             self.core.close()
             for graph in (self.graph, *self.retired):
                 graph.close()
-            for layer in self.retired_layers:
-                layer.release()
-            self.retired, self.retired_layers = [], []
+            for former in self.retired_maps:
+                former.layer.release()
+            self.retired, self.retired_maps = [], []
         if error is not None:
             raise error
 
-    def retire_layer(self, layer: Layer) -> None:
-        """Drop a layer that requests may still be looking at."""
+    def retire_map(self, former: Map) -> None:
+        """Drop a map that requests may still be looking at."""
         if self.core.grace(0):
-            layer.release()
+            former.layer.release()
         else:
-            self.retired_layers.append(layer)
+            self.retired_maps.append(former)
 
     def sweep(self) -> None:
         """Close retired graphs that no request can be using any more."""
-        if (self.retired or self.retired_layers) and self.core.grace(0):
+        if (self.retired or self.retired_maps) and self.core.grace(0):
             for graph in self.retired:
                 graph.close()
-            for layer in self.retired_layers:
-                layer.release()
-            self.retired, self.retired_layers = [], []
+            for former in self.retired_maps:
+                former.layer.release()
+            self.retired, self.retired_maps = [], []
 
 
 def _in_forked_child() -> None:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fdstash.errors import FormatError, ImageIOError, RefusedError, os_error
 from fdstash.formats.vmdk import descriptor
-from fdstash.formats.vmdk.flat import Vmdk
+from fdstash.formats.vmdk.disk import Vmdk
 from tests.fuzz.harness import run
 from tests.support.children import MemoryChild, MemoryOpener
 

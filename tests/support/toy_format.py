@@ -35,7 +35,6 @@ def make(path: Path, size: int) -> Path:
 
 class Toy(TableFormat):
     name = "toy"
-    has_zero_entries = True
 
     def __init__(self, file: FileChild, size: int) -> None:
         self.file = file
@@ -62,7 +61,7 @@ class Toy(TableFormat):
         self._free = []
 
     def tables(self) -> Sequence[Table]:
-        return (Table(0, self.size, CLUSTER, ENTRIES, self.file.index, _ENTRY),)
+        return (Table(0, self.size, CLUSTER, ENTRIES, self.file.index, _ENTRY, zero_entries=True),)
 
     def load(self, table: int, page: int) -> bytes | None:
         place = self._directory[page]

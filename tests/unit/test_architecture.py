@@ -25,7 +25,7 @@ FLOORS = (
     {"graph", "needs"},
     {"state", "limits", "extents", "report"},
     {"reopen", "change", "path_change", "slot_change"},
-    {"image", "file_object", "several"},
+    {"image", "backing", "reading", "file_object", "several"},
     {"fdstash", "adapters", "export", "monitor", "bench"},
     {"cli"},
 )

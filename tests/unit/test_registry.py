@@ -12,7 +12,7 @@ from fdstash.errors import OptionError, UnsupportedFormatError
 from fdstash.formats import registry
 from fdstash.formats.create import create
 from fdstash.formats.raw import Raw
-from fdstash.formats.vmdk.flat import Vmdk
+from fdstash.formats.vmdk.disk import Vmdk
 from tests.support.need import need_program
 
 

@@ -13,7 +13,7 @@ import pytest
 from fdstash.errors import FormatError, ImageIOError, LockError, OptionError
 from fdstash.formats.vmdk import descriptor
 from fdstash.formats.vmdk.create import create
-from fdstash.formats.vmdk.flat import Vmdk
+from fdstash.formats.vmdk.disk import Vmdk
 from tests.support.children import FolderOpener, guest_bytes
 from tests.support.need import need_program
 

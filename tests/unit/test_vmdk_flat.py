@@ -18,7 +18,7 @@ from fdstash.errors import (
     UnsupportedFormatError,
 )
 from fdstash.formats.base import Kind, Segment
-from fdstash.formats.vmdk.flat import Vmdk
+from fdstash.formats.vmdk.disk import Vmdk
 from tests.support.children import FolderOpener, MemoryChild, MemoryOpener, guest_bytes
 from tests.support.need import need_program
 

@@ -14,7 +14,7 @@ from fdstash.errors import FormatError, ImageIOError
 from fdstash.formats.base import FileChild
 from fdstash.formats.vmdk import create
 from fdstash.formats.vmdk.descriptor import MAX_BYTES
-from fdstash.formats.vmdk.flat import Vmdk
+from fdstash.formats.vmdk.disk import Vmdk
 from tests.support.children import FolderOpener, MemoryChild, MemoryOpener
 from tests.support.need import need_program
 

@@ -27,7 +27,7 @@ def info(
 ) -> None:
     """Show what the image FILENAME is, and which files it consists of."""
     with fdstash.open(filename, "r", format=image_format, lock=not force_share) as image:
-        chain = list(_chain(image)) if backing_chain else [image]
+        chain: list[_Shown] = list(_chain(image)) if backing_chain else [image]
         found = [_describe(each) for each in chain]
     if output == "json":
         click.echo(json.dumps(found if backing_chain else found[0], indent=4))
@@ -35,14 +35,17 @@ def info(
         click.echo("\n\n".join("\n".join(_lines(each)) for each in found))
 
 
-def _chain(image: fdstash.Image) -> Iterator[fdstash.Image]:
-    each: fdstash.Image | None = image
+_Shown = fdstash.Image | fdstash.Backing
+
+
+def _chain(image: fdstash.Image) -> Iterator[_Shown]:
+    each: _Shown | None = image
     while each is not None:
         yield each
         each = each.backing
 
 
-def _describe(image: fdstash.Image) -> dict[str, Any]:
+def _describe(image: _Shown) -> dict[str, Any]:
     """With `qemu-img`'s keys, and `files`."""
     files = [
         {
@@ -61,6 +64,11 @@ def _describe(image: fdstash.Image) -> dict[str, Any]:
         "dirty-flag": False,
         "files": files,
     }
+    below = image.backing
+    if below is not None:
+        found["full-backing-filename"] = below.name
+        found["backing-filename"] = below.hint
+        found["backing-filename-format"] = below.format
     special = image.format_info
     if special:
         found["format-specific"] = {"type": image.format, "data": dict(special)}
@@ -73,6 +81,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     size = found["virtual-size"]
     yield f"virtual size: {format_size(size)} ({size} bytes)"
     yield f"disk size: {format_size(found['actual-size'])}"
+    if "backing-filename" in found:
+        yield f"backing file: {found['full-backing-filename']}"
     if "format-specific" in found:
         yield "Format specific information:"
         yield from _nested(found["format-specific"]["data"], 1)

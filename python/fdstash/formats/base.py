@@ -129,6 +129,10 @@ class Format(ABC):
 
     size: int  #: of the guest's disk, bytes
     file: FileChild  #: the file that was opened and holds the header
+    #: What the header calls the image that holes read from; None where there is none.
+    backing_file: str | None = None
+    #: Of that image; None: it is to be recognised.
+    backing_format: str | None = None
 
     @classmethod
     @abstractmethod
@@ -164,6 +168,12 @@ class Format(ABC):
     @abstractmethod
     def segments(self) -> Sequence[Segment]:
         """Where the guest's bytes are: in order, covering [0, size) without a gap."""
+
+    def accept_backing(self, backing: Format) -> None:  # noqa: B027 - most formats know no more
+        """Raises `FormatError` unless that is the backing image that the header means.
+
+        For an open, and again for a reopen, when `revalidate` has looked at both.
+        """
 
     def can_write(self) -> None:  # noqa: B027 - a format that forbids nothing needs none
         """Raises `FormatError` when the header forbids writing to this image.

@@ -12,7 +12,7 @@ from fdstash.formats.options import CreateOption
 from fdstash.formats.raw import Raw
 from fdstash.formats.signatures import SIGNATURES
 from fdstash.formats.vmdk import create as vmdk_create
-from fdstash.formats.vmdk.flat import Vmdk
+from fdstash.formats.vmdk.disk import Vmdk
 from fdstash.formats.vmdk.magic import sparse_variant
 
 __all__ = [
@@ -54,7 +54,7 @@ _CREATORS: dict[str, Creator] = {
     "vmdk": Creator(vmdk_create.create, vmdk_create.CREATE_OPTIONS),
 }
 _NAMES = tuple(sorted({*_DRIVERS, *(signature.name for signature in SIGNATURES)}))
-_OPENS = "this version opens raw and VMDK (flat)"
+_OPENS = "this version opens raw and VMDK"
 
 
 def names() -> tuple[str, ...]:

@@ -45,6 +45,7 @@ class Entry(NamedTuple):
     parts: Sequence[Part]
     unit: int = 1  #: bytes
     base: int = 0  #: bytes
+    first: int = 0  #: bytes: data before this offset makes no sense, since metadata is there
 
 
 class Table(NamedTuple):
@@ -56,6 +57,8 @@ class Table(NamedTuple):
     page_entries: int  #: clusters that one table on disk maps
     file: int  #: `FileChild.index` of the file that holds the data
     entry: Entry
+    zero_entries: bool = False  #: whether an entry can say that a cluster reads as zeros
+    readonly: bool = False  #: must not be written, also in a writable image
 
 
 class Run(NamedTuple):
@@ -68,9 +71,6 @@ class Run(NamedTuple):
 
 class TableFormat(Format):
     """A format of cluster tables. Threads: one at a time; the caller holds the map's lock."""
-
-    #: Of the backing image, bytes; None where there is none. Set when it was opened.
-    backing_size: int | None = None
 
     @abstractmethod
     def tables(self) -> Sequence[Table]:
@@ -90,7 +90,7 @@ class TableFormat(Format):
     def segments(self) -> Sequence[Segment]:
         """Tables and plain segments together, in order."""
         mapped = [
-            Segment(table.start, table.length, Kind.TABLE, number)
+            Segment(table.start, table.length, Kind.TABLE, number, readonly=table.readonly)
             for number, table in enumerate(self.tables())
         ]
         return sorted((*mapped, *self.plain_segments()))
@@ -100,9 +100,6 @@ class TableFormat(Format):
         raise unsupported(self.file.name, f"compressed cluster of table {table} at {offset}")
 
     # -- what a format that can be written says beside that
-
-    #: Whether an entry can say that a cluster reads as zeros.
-    has_zero_entries: bool = False
 
     def allocate(self, table: int, clusters: int) -> Run:
         """Room for at least one and at most `clusters` new clusters.
@@ -121,6 +118,18 @@ class TableFormat(Format):
     def store(self, table: int, page: int, first: int, raw: bytes) -> None:
         """Writes entries of a page from number `first` on, every copy of the table alike.
 
-        Makes the table on disk where there is none yet. Nothing is flushed.
+        Makes the table on disk where there is none yet, which then waits for `link`.
+        Nothing is flushed.
         """
         raise NotImplementedError
+
+    @property
+    def unlinked(self) -> bool:
+        """Whether tables were made that nothing on disk refers to yet."""
+        return False
+
+    def link(self) -> None:
+        """Writes the references to tables that were made, which are on disk by now.
+
+        Nothing is flushed.
+        """

@@ -18,7 +18,10 @@ __all__ = [
     "capacity",
     "check_openable",
     "check_writable",
+    "has_file",
     "holds_data",
+    "is_sparse",
+    "parent_hint",
     "same_layout",
 ]
 
@@ -26,11 +29,11 @@ SECTOR = 512
 MAX_CAPACITY = MAX_OFFSET // SECTOR * SECTOR
 
 _DATA_TYPES = ("FLAT", "VMFS")
-_SPARSE_TYPES = ("SPARSE", "VMFSSPARSE", "SESPARSE", "VSANSPARSE")
+_SPARSE_TYPES = ("SPARSE", "VMFSSPARSE", "SESPARSE")
 _DEVICE_TYPES = ("VMFSRDM", "VMFSRAW")
+_HINT = "parentfilenamehint"
 
-# Flat images, and those that may be made of flat extents. Whether a device may
-# be opened is for the resolver to say, not for a name.
+# Whether a device may be opened is for the resolver to say, not for a name.
 _OPENED = frozenset(
     name.lower()
     for name in (
@@ -43,26 +46,30 @@ _OPENED = frozenset(
         "vmfsThin",
         "fullDevice",
         "partitionedDevice",
-        "custom",
-    )
-)
-_SPARSE = frozenset(
-    name.lower()
-    for name in (
         "monolithicSparse",
         "twoGbMaxExtentSparse",
         "2GbMaxExtentSparse",
         "streamOptimized",
         "vmfsSparse",
         "seSparse",
-        "vsanSparse",
+        "custom",
     )
 )
 
 
 def holds_data(extent: ExtentLine) -> bool:
-    """Whether the extent's bytes are in a file that may be read."""
+    """Whether the extent's bytes are bytes of a file that may be read."""
     return extent.access != "NOACCESS" and extent.type in _DATA_TYPES
+
+
+def is_sparse(extent: ExtentLine) -> bool:
+    """Whether the extent is a file of grains that may be read."""
+    return extent.access != "NOACCESS" and extent.type in _SPARSE_TYPES
+
+
+def has_file(extent: ExtentLine) -> bool:
+    """Whether the extent has a file that may be read."""
+    return holds_data(extent) or is_sparse(extent)
 
 
 def capacity(descriptor: Descriptor) -> int:
@@ -79,31 +86,37 @@ def same_layout(a: Descriptor, b: Descriptor) -> bool:
     )
 
 
-def check_openable(descriptor: Descriptor, file: str) -> None:
-    """Raises `FormatError` for what is wrong, `UnsupportedFormatError` for what comes later."""
+def parent_hint(descriptor: Descriptor, file: str) -> str | None:
+    """What the descriptor calls the parent; None where there is none."""
+    if descriptor.parent_cid == NO_PARENT:
+        return None
+    for key, value in descriptor.settings:
+        if key.lower() == _HINT and value:
+            return value
+    raise FormatError(
+        f"the image is a difference to a parent (parentCID {descriptor.parent_cid:08x}), and does"
+        " not say where that is",
+        file=file,
+        field="parentFileNameHint",
+    )
+
+
+def check_openable(descriptor: Descriptor, file: str, *, embedded: bool) -> None:
+    """Raises `FormatError` for what is wrong, `UnsupportedFormatError` for what is not opened.
+
+    `embedded`: the descriptor is in the file of the only extent.
+    """
     kind = descriptor.create_type.lower()
-    if kind in _SPARSE:
-        raise UnsupportedFormatError(
-            f"{descriptor.create_type} images are not opened yet, only flat ones; "
-            "sparse VMDK comes later",
-            file=file,
-            field="createType",
-        )
     if kind not in _OPENED:
         raise UnsupportedFormatError(
             f"images of type {shown(descriptor.create_type)} are not opened",
             file=file,
             field="createType",
         )
-    if descriptor.parent_cid != NO_PARENT:
-        raise UnsupportedFormatError(
-            f"the image is a difference to a parent (parentCID {descriptor.parent_cid:08x}); "
-            "images with parents come later",
-            file=file,
-            field="parentCID",
-        )
     if not descriptor.extents:
         raise FormatError("the descriptor names no extent", file=file, field="extents")
+    if embedded:
+        _check_embedded(descriptor, file)
     total = 0
     for number, extent in enumerate(descriptor.extents):
         _Line(descriptor, file, number).check(extent)
@@ -114,9 +127,21 @@ def check_openable(descriptor: Descriptor, file: str) -> None:
             )
 
 
+def _check_embedded(descriptor: Descriptor, file: str) -> None:
+    """The name may be one that the file had before."""
+    only = descriptor.extents[0]
+    if len(descriptor.extents) > 1 or only.type != "SPARSE" or not is_sparse(only):
+        raise UnsupportedFormatError(
+            "a descriptor inside a sparse extent names that extent alone; "
+            f"this one has {len(descriptor.extents)} extents, the first of type {only.type}",
+            file=file,
+            field="extents",
+        )
+
+
 def check_writable(descriptor: Descriptor, file: str) -> None:
     """Raises `FormatError` when no extent may be written."""
-    if any(extent.access == "RW" and holds_data(extent) for extent in descriptor.extents):
+    if any(extent.access == "RW" and has_file(extent) for extent in descriptor.extents):
         return
     raise FormatError(
         "no extent of this image may be written (none is RW); open it read-only",
@@ -136,10 +161,10 @@ class _Line:
             self.fail("sectors", "an extent of no sectors")
         if extent.access == "NOACCESS" or extent.type == "ZERO":
             return
-        if extent.type in _SPARSE_TYPES:
+        if extent.type == "VSANSPARSE":
             self.fail(
                 "extent type",
-                f"{extent.type} extents are not opened yet; sparse VMDK comes later",
+                "VSANSPARSE extents are objects that only an ESX host opens",
                 UnsupportedFormatError,
             )
         if extent.type in _DEVICE_TYPES:
@@ -148,7 +173,7 @@ class _Line:
                 f"{extent.type} extents are mappings that only an ESX host resolves",
                 UnsupportedFormatError,
             )
-        if extent.type not in _DATA_TYPES:
+        if extent.type not in (*_DATA_TYPES, *_SPARSE_TYPES):
             self.fail("extent type", f"{shown(extent.type)} is no type of extent")
         if not extent.name:
             self.fail("file name", "the extent names no file (a name stands between quotes)")
