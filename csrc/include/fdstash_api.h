@@ -123,6 +123,10 @@ void fdstash_file_ref(fdstash_file *file);
 /* The last one closes the slot; returns what close said. */
 int fdstash_file_unref(fdstash_file *file);
 int fdstash_file_get_status(fdstash_file *file, fdstash_file_status *out); /* any */
+/* Its size alone, or -errno. Any thread. */
+int64_t fdstash_file_size(const fdstash_file *file);
+/* device, inode and rdev of that, which never change: no system call. Any thread. */
+void fdstash_file_identity(const fdstash_file *file, uint64_t identity[3]);
 /* The description was handed out: F_SETFL is no longer a route. */
 void fdstash_file_mark_shared(fdstash_file *file);
 /* Short only at the end of the file. Any thread. */

@@ -178,6 +178,22 @@ int fdstash_file_get_status(fdstash_file *file, fdstash_file_status *out)
     return 0;
 }
 
+int64_t fdstash_file_size(const fdstash_file *file)
+{
+    struct stat st;
+    uint64_t size;
+    if (file->identity.is_block)
+        return ioctl(file->slot, BLKGETSIZE64, &size) < 0 ? -errno : (int64_t)size;
+    return fstat(file->slot, &st) < 0 ? -errno : (int64_t)st.st_size;
+}
+
+void fdstash_file_identity(const fdstash_file *file, uint64_t identity[3])
+{
+    identity[0] = file->identity.device;
+    identity[1] = file->identity.inode;
+    identity[2] = file->identity.rdev;
+}
+
 int hostfile_sync(int fd)
 {
     int rc;

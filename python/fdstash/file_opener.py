@@ -233,14 +233,14 @@ class FileOpener:
         A symbolic link on the way that is swung meanwhile must not give an image
         the extents of another.
         """
-        path = os.path.dirname(referrer) or "."
-        folder = self._folders.get(path)
+        folder = self._folders.get(referrer)
         if folder is None:
-            folder = self._folders[path] = opening.open_folder(path)
+            path = os.path.dirname(referrer) or "."
+            folder = self._folders[referrer] = opening.open_folder(path)
         return folder
 
     def _from_place(self, place: Place, name: str, flags: int) -> _Opened:
-        folder = opening.open_folder(place.folder or ".")
+        folder = opening.open_folder(place.folder)
         try:
             return self._from_folder(folder, place, name, flags)
         finally:
@@ -249,7 +249,7 @@ class FileOpener:
     def _from_folder(self, folder: int, place: Place, name: str, flags: int) -> _Opened:
         fd = opening.open_in(folder, place.path, flags, name, beneath=True)
         # As it was walked: with a symbolic link on the way, ".." is not text.
-        path = os.path.join(place.folder or "", place.path)
+        path = f"{place.folder.rstrip('/')}/{place.path}"
         return _Opened(fd, path, shared=False, key=None)
 
     def close(self) -> None:
@@ -278,8 +278,7 @@ class FileOpener:
             opening.close_owned(opened.fd)
             raise
         try:
-            status = file.status()
-            identity = (status.device, status.inode, status.rdev)
+            identity = file.identity()
             known = self._by_identity.get(identity)
             if known is None and self._source.lock:
                 self._lock(file, identity, opened.key)

@@ -96,12 +96,18 @@ class HostFile:
     @property
     def size(self) -> int:
         """Bytes now; of the device for a block device."""
-        return self.status().size
+        return check(lib.fdstash_file_size(self._handle), self.name)
 
     @property
     def fixed_size(self) -> bool:
         """Whether this is a block device."""
         return self.status().rdev != 0
+
+    def identity(self) -> tuple[int, ...]:
+        """Device, inode and, of a block device, its number: what tells files apart."""
+        out = ffi.new("uint64_t[3]")
+        lib.fdstash_file_identity(self._handle, out)
+        return (out[0], out[1], out[2])
 
     def status(self) -> FileStatus:
         """What the kernel says of the descriptor now."""

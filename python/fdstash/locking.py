@@ -98,6 +98,8 @@ class LockDescription:
 
     def claimed(self, but: int | None = None) -> Claim:
         """The union of all claims, or of all but one holder's."""
+        if not self.claims:
+            return NOTHING
         total = NOTHING
         for holder, claim in self.claims.items():
             if holder != but:
@@ -189,13 +191,19 @@ def _release(fds: object, count: int, claim: Claim) -> bool:
     )
 
 
+# For a lock on one file, and for what the core says of a failure; under `_claims_lock`.
+_one = ffi.new("int[1]")
+_failed = ffi.new("size_t *")
+_byte = ffi.new("int *")
+
+
 def _acquire(
     descriptions: Sequence[LockDescription], claim: Claim, present: Claim, fds: object = None
 ) -> None:
+    """On one description, or on those whose descriptors are in `fds`."""
     if fds is None:
-        fds = ffi.new("int[]", [d.fd for d in descriptions])
-    failed = ffi.new("size_t *")
-    byte = ffi.new("int *")
+        fds = _one
+        _one[0] = descriptions[0].fd
     rc = lib.fdstash_lock_acquire(
         fds,
         len(descriptions),
@@ -203,16 +211,13 @@ def _acquire(
         claim.unshared,
         present.used,
         present.unshared,
-        failed,
-        byte,
+        _failed,
+        _byte,
     )
-    if rc == -errno.EAGAIN:
-        name = descriptions[failed[0]].name
-        raise LockError(
-            errno.EAGAIN, f"the image is in use: {_explain(byte[0])} (lock byte {byte[0]})", name
-        )
     if rc < 0:
-        name = descriptions[failed[0]].name
-        raise LockError(
-            -rc, f"lock byte {byte[0]}: {os.strerror(-rc)}; lock=False does without locks", name
-        )
+        name, byte = descriptions[_failed[0]].name, _byte[0]
+        if rc == -errno.EAGAIN:
+            message = f"the image is in use: {_explain(byte)} (lock byte {byte})"
+        else:
+            message = f"lock byte {byte}: {os.strerror(-rc)}; lock=False does without locks"
+        raise LockError(-rc, message, name)

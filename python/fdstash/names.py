@@ -8,6 +8,7 @@ file that names it, normalised.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -26,14 +27,30 @@ def join_name(text: str, referrer: str | None) -> str:
     """The name of the file that the header of `referrer` calls `text`."""
     if referrer is None:
         return text
+    if "/" not in text and text not in _NO_NAMES:
+        return _beside(referrer) + text
     return os.path.normpath(os.path.join(os.path.dirname(referrer), text))
+
+
+_NO_NAMES = ("", ".", "..")
+
+
+@functools.lru_cache(maxsize=16)
+def _folder(referrer: str) -> str:
+    return os.path.dirname(referrer) or "."
+
+
+@functools.lru_cache(maxsize=16)
+def _beside(referrer: str) -> str:
+    """What a name in the folder of `referrer` starts with: asked for thousands of extents."""
+    return os.path.normpath(os.path.join(os.path.dirname(referrer), "x"))[:-1]
 
 
 class Place(NamedTuple):
     """Where a file is to be opened."""
 
     path: str
-    folder: str | None  #: not None: `path` must not lead out of this folder
+    folder: str  #: `path` must not lead out of it
 
 
 class Beneath:
@@ -45,24 +62,24 @@ class Beneath:
     """
 
     def __init__(self, *folders: str | os.PathLike[str]) -> None:
-        self.folders = tuple(os.fspath(folder) for folder in folders)
+        self.folders = tuple(os.fspath(folder) or "." for folder in folders)
 
     def places(self, text: str, referrer: str) -> list[Place]:
         """Where to look, in order."""
-        own = os.path.dirname(referrer) or "."
-        found = []
-        for folder in self.folders or (own,):
-            path = os.path.join(own, text) if self.folders else text
-            if os.path.isabs(path) or self.folders:
-                path = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
-            found.append(Place(path, folder))
-        return found
+        own = _folder(referrer)
+        if not self.folders and not text.startswith("/"):
+            return [Place(text, own)]
+        path = os.path.abspath(os.path.join(own, text))
+        return [
+            Place(os.path.relpath(path, os.path.abspath(folder)), folder)
+            for folder in self.folders or (own,)
+        ]
 
     def __call__(self, text: str, referrer: str) -> str | None:
         """As for any resolver, by text alone; `places` is what an open uses."""
         place = self.places(text, referrer)[0]
         escapes = place.path == ".." or place.path.startswith("../")
-        return None if escapes else os.path.join(place.folder or ".", place.path)
+        return None if escapes else os.path.join(place.folder, place.path)
 
 
 def anywhere(text: str, referrer: str) -> str:

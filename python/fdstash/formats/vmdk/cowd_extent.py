@@ -24,6 +24,7 @@ class CowdExtent(SectorTables):
     """One file of grains, with one directory and a count of the sectors in use."""
 
     writable = True
+    first_table = cowd.HEADER_BYTES // SECTOR
 
     def __init__(self, file: FileChild, read: ReadAt) -> None:
         """Read the header and the directory. Raises `FormatError`."""

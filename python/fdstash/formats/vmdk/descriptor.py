@@ -43,6 +43,10 @@ NO_PARENT = 0xFFFFFFFF
 _EXTENT = re.compile(
     r"(RW|RDONLY|NOACCESS)[ \t]+([^ \t]+)[ \t]+([^ \t\"]+)(?:[ \t]+(.*))?", re.IGNORECASE
 )
+# What nearly every extent line is, and a disk may have thousands of them.
+_USUAL = re.compile(
+    rb"(RW|RDONLY) ([0-9]{1,15}) ([A-Z]+) \"([-A-Za-z0-9_. /]{1,250})\"(?: ([0-9]{1,15}))?"
+)
 # A name may hold quotes, which nothing escapes: it ends at the first quote that
 # is followed by a number or by nothing, else at the first quote.
 _NAME = re.compile(r'"(.*?)"(?=[ \t]+[0-9]|[ \t]*$)')
@@ -160,6 +164,20 @@ class _Parser:
         self._codec = known or "ascii"
 
     def _line(self, raw: bytes) -> None:
+        usual = _USUAL.fullmatch(raw)
+        if usual is not None and len(self._extents) < MAX_EXTENTS:
+            access, sectors, kind, name, offset = usual.groups()
+            self._lines.append(self._at)
+            self._extents.append(
+                ExtentLine(
+                    access.decode(),
+                    int(sectors),
+                    kind.decode(),
+                    name.decode(),
+                    None if offset is None else int(offset),
+                )
+            )
+            return
         text = raw.strip(b" \t\r\v\f")
         if not text or text.startswith(b"#"):
             return

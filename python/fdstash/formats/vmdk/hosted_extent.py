@@ -26,6 +26,8 @@ _LAYOUT = ("capacity", "grain", "gtes_per_gt", "rgd_offset", "gd_offset", "compr
 class HostedExtent(SectorTables):
     """One file of grains, with the tables of one directory or of two."""
 
+    first_table = sparse_header.HEADER_BYTES // SECTOR
+
     def __init__(self, file: FileChild, read: ReadAt) -> None:
         """Read the header and the directories. Raises `FormatError`."""
         super().__init__(file)

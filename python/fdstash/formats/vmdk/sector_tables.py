@@ -28,6 +28,8 @@ _PAGE = 4096
 class SectorTables(GrainFile):
     """A `GrainFile` with one directory, or with a second one that is kept equal."""
 
+    first_table: int  #: the first sector that can be a table's, after the header
+
     def __init__(self, file: FileChild) -> None:
         self.file = file
         #: The first one is read; each is written.
@@ -39,25 +41,29 @@ class SectorTables(GrainFile):
 
     def take_over(self, directories: Sequence[Directory], end: int) -> None:
         """Begin with what the file holds now; `end`: where it may grow from, bytes."""
-        size = self.file.size
-        for directory in directories:
-            grain_directory.check(directory, size)
         self.directories = directories
-        self._end = max(end, size)
+        self._end = max(end, self.file.size)
         self._free = []
         self._made = {}
 
     def load(self, page: int) -> bytes | None:
         """From the first directory."""
         directory = self.directories[0]
+        sector = self._table_at(directory, page)
+        return self.file.pread(self.page_entries * 4, sector * SECTOR) if sector else None
+
+    def _table_at(self, directory: Directory, page: int) -> int:
+        """The sector of a table, which is in the file and in no header; 0 for none.
+
+        Looked at when a table is, since a directory may have a million entries.
+        """
         sector = directory.entries[page]
-        if not sector:
-            return None
-        n = self.page_entries * 4
-        raw = self.file.pread(n, sector * SECTOR)
-        if len(raw) != n:
-            directory.fail(sector, "is not in the file")
-        return raw
+        if sector and sector < self.first_table:
+            directory.fail(sector, "is in the header; the directory is damaged")
+        end = sector * SECTOR + self.page_entries * 4
+        if end > self.file.size:
+            directory.fail(sector, "is not in the file; copy the file again, as a whole")
+        return sector
 
     # -- writing
 
@@ -93,7 +99,7 @@ class SectorTables(GrainFile):
         """Into the table of each directory; the one that is read comes last."""
         for number in reversed(range(len(self.directories))):
             directory = self.directories[number]
-            sector = directory.entries[page] or self._made.get((number, page), 0)
+            sector = self._table_at(directory, page) or self._made.get((number, page), 0)
             if not sector:
                 sector = self._take(directory.table_bytes) // SECTOR
                 self._made[number, page] = sector
