@@ -1,4 +1,4 @@
-"""How many instructions is the C side of a reopen?
+"""How many instructions is the C side of a reopen, and of a request through the map?
 
 Counted by callgrind, so that the answer does not depend on how busy the machine is, and compared
 with `instructions.json` by tests/unit/test_instruction_counts.py. The count depends on the
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from tests.support.need import need_program
 
@@ -29,9 +29,26 @@ ROOT = Path(__file__).parents[1]
 BASELINES = Path(__file__).with_name("instructions.json")
 RECORD = "python -m bench.instructions --record"
 
-CASES = (("setfl", 1), ("setfl", 64), ("proc", 1), ("proc", 64))
-#: Reopens that the driver lets be counted in one run.
-_COUNTED = 2
+
+class Case(NamedTuple):
+    """What a program in `peers` is called with, after its folder, and how often it does it."""
+
+    name: str
+    program: str
+    words: tuple[str, ...]
+    times: int
+
+
+CASES = (
+    Case("setfl, 1 file", "reopen_instructions", ("setfl", "1"), 2),
+    Case("setfl, 64 files", "reopen_instructions", ("setfl", "64"), 2),
+    Case("proc, 1 file", "reopen_instructions", ("proc", "1"), 2),
+    Case("proc, 64 files", "reopen_instructions", ("proc", "64"), 2),
+    Case("raw, read 4 KiB", "mapped_instructions", ("raw", "read", "4096"), 512),
+    Case("table, read 4 KiB", "mapped_instructions", ("table", "read", "4096"), 512),
+    Case("table, write 4 KiB", "mapped_instructions", ("table", "write", "4096"), 512),
+    Case("table, read 1 MiB", "mapped_instructions", ("table", "read", "1048576"), 512),
+)
 
 
 class Counts(TypedDict):
@@ -40,7 +57,7 @@ class Counts(TypedDict):
     compiler: str
     libc: str
     valgrind: str
-    instructions: dict[str, int]  #: for one reopen
+    instructions: dict[str, int]  #: for one reopen, or one request
 
 
 def _output(*command: str) -> str:
@@ -73,46 +90,42 @@ def _run(command: list[str]) -> None:
 
 
 def _build(folder: Path) -> Path:
-    """The core by CMake, as C users build it, and the driver on top."""
+    """The core by CMake, as C users build it, and the programs on top; their folder."""
     cmake = need_program("cmake", "cmake")
     # No debug information: it changes no code, and not every valgrind reads every compiler's.
     words = ["-DFDSTASH_WITH_LIBURING=OFF", "-DBUILD_TESTING=OFF"]
     words += ["-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_C_FLAGS_RELWITHDEBINFO=-O2 -DNDEBUG"]
     _run([cmake, "-S", str(ROOT), "-B", str(folder), *words])
     _run([cmake, "--build", str(folder), "--target", "fdstash", "--parallel", "2"])
-    program = folder / "reopen_instructions"
     flags = ["-std=c11", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-pthread"]
-    source = ROOT / "bench" / "peers" / "reopen_instructions.c"
-    include = ROOT / "csrc" / "include"
-    words = [*flags, f"-I{include}", str(source), str(folder / "libfdstash.a"), "-o", str(program)]
-    _run([*shlex.split(os.environ.get("CC", "cc")), *words])
-    return program
+    include = f"-I{ROOT / 'csrc' / 'include'}"
+    compiler_words = shlex.split(os.environ.get("CC", "cc"))
+    for program in {case.program for case in CASES}:
+        source = ROOT / "bench" / "peers" / f"{program}.c"
+        files = [str(source), str(folder / "libfdstash.a"), "-o", str(folder / program)]
+        _run([*compiler_words, *flags, include, *files])
+    return folder
 
 
-def _count(program: Path, route: str, files: int, folder: Path) -> int:
+def _count(programs: Path, case: Case, folder: Path) -> int:
     log = folder / "callgrind.out"
-    work = folder / f"{route}-{files}"
+    work = folder / case.name.replace(" ", "-")
     work.mkdir()
     valgrind = need_program("valgrind", "valgrind")
     words = ["--tool=callgrind", "--toggle-collect=counted", f"--callgrind-out-file={log}", "-q"]
-    _run([valgrind, *words, str(program), str(work), route, str(files)])
+    _run([valgrind, *words, str(programs / case.program), str(work), *case.words])
     summary = re.search(r"^(?:summary|totals): (\d+)", log.read_text(), re.MULTILINE)
     if summary is None:
         raise RuntimeError("callgrind has counted nothing")
-    return int(summary[1]) // _COUNTED
-
-
-def name_of(route: str, files: int) -> str:
-    """How a case is called in the file."""
-    return f"{route}, {files} {'file' if files == 1 else 'files'}"
+    return int(summary[1]) // case.times
 
 
 def count() -> Counts:
     """Build and count."""
     with tempfile.TemporaryDirectory(prefix="fdstash-instructions-") as name:
         folder = Path(name)
-        program = _build(folder / "build")
-        counted = {name_of(*case): _count(program, *case, folder) for case in CASES}
+        programs = _build(folder / "build")
+        counted = {case.name: _count(programs, case, folder) for case in CASES}
     return Counts(
         compiler=compiler(),
         libc=os.confstr("CS_GNU_LIBC_VERSION") or "unknown",
@@ -134,7 +147,7 @@ def main(words: list[str]) -> None:
     for case, instructions in counted["instructions"].items():
         was = known["instructions"].get(case) if known else None
         change = f"{instructions / was - 1:+.1%}" if was else "new"
-        print(f"{case:16} {instructions:9}  {change}")
+        print(f"{case:18} {instructions:9}  {change}")
     if words == ["--record"]:
         recorded[series()] = counted
         BASELINES.write_text(json.dumps(recorded, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""The C side of a reopen does not grow unnoticed: callgrind's counts beside the recorded ones."""
+"""The C side does not grow unnoticed: callgrind's counts beside the recorded ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOLERANCE = 0.10
 
 
 @pytest.mark.slow
-def test_a_reopen_takes_as_many_instructions_as_recorded() -> None:
+def test_reopens_and_requests_take_as_many_instructions_as_recorded() -> None:
     series = instructions.series()
     recorded = instructions.baselines().get(series)
     if recorded is None:
