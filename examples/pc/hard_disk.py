@@ -11,9 +11,10 @@ __all__ = ["RESCUE_DISK", "SUBFORMAT", "make", "move"]
 
 #: From Debian's package grub-rescue-pc.
 RESCUE_DISK = Path("/usr/lib/grub-rescue/grub-rescue-usb.img")
-#: Of VMDK: many files.
-SUBFORMAT = "twoGbMaxExtentFlat"
+#: Of VMDK: many files, which grow as they are written.
+SUBFORMAT = "twoGbMaxExtentSparse"
 CYLINDER = 16 * 63 * 512
+GRAIN = 65536
 EXTENT = 1 << 20  # small, so that the disk is many files
 
 
@@ -24,7 +25,10 @@ def make(path: Path, subformat: str = SUBFORMAT, content: Path = RESCUE_DISK) ->
     many = {"extent_size": EXTENT} if subformat.startswith("twoGb") else {}
     fdstash.create(path, "vmdk", size, subformat=subformat, **many)
     with fdstash.open(path, "r+") as image:
-        image.pwrite(data, 0)
+        for offset in range(0, len(data), GRAIN):
+            grain = data[offset : offset + GRAIN]
+            if grain.strip(b"\0"):  # what is not written reads as zeros, and takes no space
+                image.pwrite(grain, offset)
 
 
 def move(image: fdstash.Image, folder: Path, **options: object) -> fdstash.ReopenReport:

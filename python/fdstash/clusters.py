@@ -26,6 +26,10 @@ __all__ = ["ClusterMap", "Content", "map_of"]
 
 #: Bytes of decoded tables that an image keeps in memory; 8 bytes a cluster.
 PAGE_BYTES = 32 << 20
+#: Bytes of changed tables that wait for a flush; more are put on disk without being asked.
+CHANGED_BYTES = 8 << 20
+#: Bytes of the clusters that were decompressed last and are kept; the last one always is.
+UNPACKED_BYTES = 2 << 20
 _COPY = int(Kind.DATA | Kind.COPY)
 
 _maps: weakref.WeakValueDictionary[int, ClusterMap] = weakref.WeakValueDictionary()
@@ -63,8 +67,10 @@ class ClusterMap:
         self._tables = image.tables()
         self._starts = [table.start for table in self._tables]
         self._next_evicted = 0
+        self._unpacked: dict[tuple[int, int], bytes] = {}
         #: First and last changed entry of pages, by table and page.
         self._changed: dict[tuple[int, int], tuple[int, int]] = {}
+        self._changed_bytes = 0
         self._given_up: list[_GivenUp] = []  #: since the last write-back
         self._quarantine: list[_GivenUp] = []  #: written back; requests may still use them
         _maps[int(ffi.cast("uintptr_t", layer.handle))] = self
@@ -103,8 +109,14 @@ class ClusterMap:
         """The cluster at guest offset `start`, whose compressed data is at `offset`."""
         number = self.table_at(start)
         table = self._tables[number]
-        within = (start - table.start) % table.cluster
-        return self._image.decompress(number, offset - within)
+        place = offset - (start - table.start) % table.cluster
+        data = self._unpacked.get((number, place))
+        if data is None:
+            data = self._image.decompress(number, place)
+            while self._unpacked and (len(self._unpacked) + 1) * len(data) > UNPACKED_BYTES:
+                del self._unpacked[next(iter(self._unpacked))]
+            self._unpacked[number, place] = data
+        return data
 
     def bad(self, start: int) -> FormatError:
         """What to say of an entry that makes no sense."""
@@ -188,7 +200,10 @@ class ClusterMap:
         table, core = self._tables[number], self._layer.tables[number]
         for page, low, high in _by_page(first, count, table.page_entries):
             core.pin(page, pinned=True)
-            before = self._changed.get((number, page), (low, high))
+            before = self._changed.get((number, page))
+            if before is None:
+                before = (low, high)
+                self._changed_bytes += 8 * table.page_entries
             self._changed[number, page] = (min(before[0], low), max(before[1], high))
         self._layer.set_dirty(dirty=True)
         core.set(first, count, kind, offset)
@@ -196,9 +211,9 @@ class ClusterMap:
     # -- to disk
 
     @property
-    def dirty(self) -> bool:
-        """Whether entries are not on disk yet."""
-        return bool(self._changed)
+    def crowded(self) -> bool:
+        """Whether so many changed entries are in memory that they should go to disk."""
+        return self._changed_bytes > CHANGED_BYTES
 
     def write_back(self, generation: int, *, durable: bool) -> None:
         """Put all changed entries on disk, after the data that they refer to.
@@ -220,6 +235,7 @@ class ClusterMap:
             for number, page in self._changed:
                 self._layer.tables[number].pin(page, pinned=False)
             self._changed.clear()
+            self._changed_bytes = 0
             self._layer.set_dirty(dirty=False)
         self._quarantine += [each._replace(generation=generation) for each in self._given_up]
         self._given_up.clear()

@@ -90,8 +90,9 @@ class _Change:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if kind is None and self.durable:
-                self.clusters.write_back(self.core.generation(), durable=True)
+            if kind is None and (self.durable or self.clusters.crowded):
+                durable = self.durable or not self.core.flags & lib.FDSTASH_NO_FLUSH
+                self.clusters.write_back(self.core.generation(), durable=durable)
         finally:
             self.clusters.lock.release()
             self.core.leave(self._ticket, _METADATA)
