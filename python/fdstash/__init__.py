@@ -9,6 +9,7 @@ import logging as _logging
 from fdstash._version import __version__
 from fdstash.backing import Backing
 from fdstash.buffers import AlignedBuffer
+from fdstash.copying import convert
 from fdstash.errors import (
     ClosedError,
     Error,
@@ -56,6 +57,7 @@ __all__ = [
     "UnsupportedFormatError",
     "__version__",
     "anywhere",
+    "convert",
     "create",
     "open",
     "pending_opens",

@@ -26,6 +26,7 @@ FLOORS = (
     {"state", "limits", "extents", "report"},
     {"reopen", "change", "path_change", "slot_change"},
     {"image", "backing", "reading", "file_object", "several"},
+    {"copying"},
     {"fdstash", "adapters", "export", "monitor", "bench"},
     {"cli"},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -14,10 +14,12 @@ import click
 from fdstash.bench.reopen import Settings, run
 from fdstash.cache import CACHE_MODES
 from fdstash.cli.options import format_option, output_option, size
+from fdstash.cli.progress import progress_bar
 
 __all__ = ["bench_reopen"]
 
 _DEFAULTS = Settings()
+_TITLES = {"fdstash": "reopen", "naive": "close-then-open"}
 
 
 @click.command("reopen", short_help="Reopen an image under load, and count what goes wrong.")
@@ -85,7 +87,7 @@ def bench_reopen(
         naive=not no_naive,
         folder=folder,
     )
-    with _ended_by_sigterm(), _progress_bar(forced=progress) as report:
+    with _ended_by_sigterm(), progress_bar(_TITLES, forced=progress) as report:
         result = run(settings, report)
     if output == "json":
         click.echo(json.dumps(result.as_json(), indent=4))
@@ -109,32 +111,3 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _progress_bar(*, forced: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """On standard error, where that is a terminal."""
-    if not (forced or sys.stderr.isatty()):
-        yield None
-        return
-    from rich import progress as rich  # noqa: PLC0415 - as above
-    from rich.console import Console  # noqa: PLC0415 - as above
-
-    columns = (
-        rich.TextColumn("{task.description:<15}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
-    )
-    titles = {"fdstash": "reopen", "naive": "close-then-open"}
-    tasks = {}
-    console = Console(stderr=True, force_terminal=forced or None)
-    with rich.Progress(*columns, console=console, auto_refresh=False) as bar:
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(titles[stage], total=total)
-            if done % 10 == 0 or done == total:
-                bar.update(tasks[stage], completed=done, refresh=True)
-
-        yield report

@@ -16,7 +16,7 @@ from fdstash.errors import UnsupportedFormatError
 from fdstash.formats import registry
 from fdstash.formats.options import CreateOption
 
-__all__ = ["create"]
+__all__ = ["create", "option_values"]
 
 
 @click.command()
@@ -69,6 +69,12 @@ def create(
         words = [f"format {image_format}", f"{format_size(size)} ({size} bytes)"]
         words += [f"{name} {value}" for name, value in options.items()]
         click.echo(f"Formatting {filename!r}: {', '.join(words)}")
+
+
+def option_values(given: tuple[str, ...], image_format: str) -> dict[str, Any]:
+    """What ``-o`` says for an image of that format. Raises `click.UsageError`."""
+    known = registry.create_driver(image_format).options
+    return _values([pair for text in given for pair in split_options(text)], known)
 
 
 def _values(

@@ -46,12 +46,19 @@ class Creator(NamedTuple):
 
     create: Callable[..., None]  #: (path, size, **options)
     options: Mapping[str, CreateOption]
+    #: Whether images with these options are written once and whole: then `create` takes
+    #: `content` too, pairs of an offset and bytes in ascending order.
+    in_one_pass: Callable[[Mapping[str, object]], bool] | None = None
 
 
 _DRIVERS: dict[str, type[Format]] = {"raw": Raw, "vmdk": Vmdk}
 _CREATORS: dict[str, Creator] = {
     "raw": Creator(raw.create, raw.CREATE_OPTIONS),
-    "vmdk": Creator(vmdk_create.create, vmdk_create.CREATE_OPTIONS),
+    "vmdk": Creator(
+        vmdk_create.create,
+        vmdk_create.CREATE_OPTIONS,
+        lambda options: options.get("subformat") == "streamOptimized",
+    ),
 }
 _NAMES = tuple(sorted({*_DRIVERS, *(signature.name for signature in SIGNATURES)}))
 _OPENS = "this version opens raw and VMDK"

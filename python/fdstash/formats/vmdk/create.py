@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fdstash.errors import OptionError
 from fdstash.formats.options import (
@@ -57,6 +57,7 @@ def create(
     backing_file: str | None = None,
     preallocation: str = "off",
     folder: str | None = None,
+    content: Iterable[tuple[int, bytes]] = (),
 ) -> None:
     """Makes a VMDK of `size` bytes, rounded up to whole sectors, that reads as zeros.
 
@@ -64,6 +65,9 @@ def create(
     is. Extents lie beside it, or in `folder` beneath its own, as `NAME-flat.vmdk`,
     `NAME-f001.vmdk` (flat) or `NAME-s001.vmdk` (sparse) and so on. `extent_size` is
     in bytes. Existing images are replaced, all files at once or none.
+
+    `content` is for streamOptimized, which is written once: offsets and bytes, whole
+    grains of 64 KiB in ascending order, but for the end of the disk.
 
     With `backing_file`, a VMDK, the new image reads as its parent until it is
     written to; the name is kept as given. `compat6` and `hwversion` exclude each
@@ -106,7 +110,7 @@ def create(
         if flat:
             _stage_flat(staging, disk, lengths, prefix, preallocation)
         else:
-            create_sparse.stage(staging, disk, lengths, prefix)
+            create_sparse.stage(staging, disk, lengths, prefix, content)
         staging.commit()
 
 

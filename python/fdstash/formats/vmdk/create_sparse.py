@@ -8,6 +8,7 @@ makes one with tables first.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import BinaryIO
 
 from fdstash.errors import FormatError, OptionError
@@ -26,10 +27,17 @@ SUBFORMATS = ("monolithicSparse", "twoGbMaxExtentSparse", "streamOptimized")
 _LAST_SECTOR = 2**32 - 1
 
 
-def stage(staging: Staging, disk: NewDisk, lengths: list[int], prefix: str) -> None:
+def stage(
+    staging: Staging,
+    disk: NewDisk,
+    lengths: list[int],
+    prefix: str,
+    content: Iterable[tuple[int, bytes]] = (),
+) -> None:
     """Puts the files of `disk` into `staging`: extents of `lengths` sectors, and what names them.
 
-    `prefix` is the folder for extents in files of their own. Raises as `create`.
+    `prefix` is the folder for extents in files of their own; `content` that of a
+    stream, see `create`. Raises as that.
     """
     for length in lengths:
         _check_size(length, disk)
@@ -59,7 +67,11 @@ def stage(staging: Staging, disk: NewDisk, lengths: list[int], prefix: str) -> N
 
     def fill(file: BinaryIO) -> None:
         size = disk.sectors * SECTOR
-        StreamWriter(file, size, descriptor=text, zeroed_grain=disk.zeroed_grain).close()
+        with StreamWriter(file, size, descriptor=text, zeroed_grain=disk.zeroed_grain) as stream:
+            grain = stream.header.grain_bytes
+            for offset, data in content:
+                for at in range(0, len(data), grain):
+                    stream.write_grain((offset + at) // grain, data[at : at + grain])
 
     staging.add_filled(disk.path, fill)
 
