@@ -62,6 +62,7 @@ class ClusterMap:
         self._files = files
         self._tables = image.tables()
         self._starts = [table.start for table in self._tables]
+        self._page_entries = max((table.page_entries for table in self._tables), default=1)
         self._next_evicted = 0
         #: First and last changed entry of pages, by table and page.
         self._changed: dict[tuple[int, int], tuple[int, int]] = {}
@@ -85,13 +86,13 @@ class ClusterMap:
         size = self._files[table.file].size
         for page in range(first, last + 1):
             if (number, page) not in self._changed:
-                core.load(page, self._image.load(number, page), size, generation)
+                # Before, or where all others have changed it would be the new one that goes.
                 self._make_room(table.page_entries, generation)
+                core.load(page, self._image.load(number, page), size, generation)
 
     def _make_room(self, page_entries: int, generation: int) -> None:
-        limit = max(8, PAGE_BYTES // (8 * page_entries))
         tables = self._layer.tables
-        excess = sum(table.loaded for table in tables) - limit
+        excess = sum(table.loaded for table in tables) + 1 - _most_pages(page_entries)
         for _ in tables:
             if excess <= 0:
                 return
@@ -171,6 +172,8 @@ class ClusterMap:
         if not table.zero_entries and self._has_backing(start):
             return 0
         first = (start - table.start) // table.cluster
+        # A page at a time: a run of holes may be larger than what can be in memory.
+        count = min(count, table.page_entries - first % table.page_entries)
         held = self._layer.tables[number].get(first, count)
         becomes = Kind.ZERO if table.zero_entries else Kind.HOLE
         self._set(number, first, count, becomes, 0)
@@ -196,9 +199,9 @@ class ClusterMap:
     # -- to disk
 
     @property
-    def dirty(self) -> bool:
-        """Whether entries are not on disk yet."""
-        return bool(self._changed)
+    def crowded(self) -> bool:
+        """Whether so many pages have changed that hardly another can be in memory."""
+        return len(self._changed) > _most_pages(self._page_entries) // 2
 
     def write_back(self, generation: int, *, durable: bool) -> None:
         """Put all changed entries on disk, after the data that they refer to.
@@ -248,6 +251,10 @@ class ClusterMap:
     def _flush_files(self) -> None:
         for index in {self._tables[number].file for number, _ in self._changed}:
             self._files[index].flush()
+
+
+def _most_pages(page_entries: int) -> int:
+    return max(8, PAGE_BYTES // (8 * page_entries))
 
 
 def _write_all(file: HostFile, data: bytes, offset: int) -> None:

@@ -96,6 +96,11 @@ class _Change:
             self.clusters.lock.release()
             self.core.leave(self._ticket, _METADATA)
 
+    def relieve(self) -> None:
+        """Let tables go to disk, where a guest that hardly flushes has changed too many."""
+        if self.clusters.crowded:
+            write_back(self.core, self.clusters)
+
     def renew(self, need: Any, length: int, iov: Any = None) -> int:
         """New clusters for `length` bytes of what is needed: those of `iov`, or zeros."""
         done = need.done
@@ -130,6 +135,7 @@ def write(core: DataPath, clusters: ClusterMap, iov: Any, offset: int, flags: in
             done = need.done
             if not _load(core, clusters, need):
                 done += change.renew(need, need.length, iov)
+                change.relieve()
 
 
 def zero(core: DataPath, clusters: ClusterMap, n: int, offset: int, flags: int) -> int:
@@ -153,13 +159,14 @@ def zero(core: DataPath, clusters: ClusterMap, n: int, offset: int, flags: int) 
                 else:
                     part = change.renew(need, part)
             done += part
+            change.relieve()
 
 
 def trim(core: DataPath, clusters: ClusterMap, n: int, offset: int) -> int:
     """As `fdstash_image_trim`: whole clusters are given up, parts of them stay."""
     need = ffi.new("fdstash_need *")
     done = 0
-    with _Change(core, clusters, 0):
+    with _Change(core, clusters, 0) as change:
         while True:
             rc: int = lib.fdstash_image_trim_on(core.handle, n, offset, done, need)
             if rc != NEEDS:
@@ -168,6 +175,7 @@ def trim(core: DataPath, clusters: ClusterMap, n: int, offset: int) -> int:
             if not _load(core, clusters, need):
                 part = clusters.zero_whole(need.start, need.length, need.kind, core.generation())
                 done += part or clusters.to_cluster_end(need.start, need.length)
+                change.relieve()
 
 
 def flush(core: DataPath, clusters: ClusterMap) -> None:

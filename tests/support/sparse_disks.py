@@ -15,6 +15,7 @@ __all__ = ["HOSTED_GRAIN", "SparseDisk", "make_cowd", "make_delta", "make_parent
 
 HOSTED_GRAIN = 64 << 10
 _PARENT = "parent.vmdk"
+_MOST = 16 << 20  # bytes of noise
 
 
 class SparseDisk(NamedTuple):
@@ -35,11 +36,11 @@ class SparseDisk(NamedTuple):
 
 
 def make_parent(folder: Path, size: int, *, seed: int = 1) -> Path:
-    """A monolithicSparse image that has noise in two grains of three, and zeros at the end."""
+    """A monolithicSparse image with noise in two grains of three of its first 16 MiB."""
     path = folder / _PARENT
     fdstash.create(path, "vmdk", size, subformat="monolithicSparse")
     with fdstash.open(path, "r+") as image:
-        for number, offset in enumerate(range(0, size - HOSTED_GRAIN, HOSTED_GRAIN)):
+        for number, offset in enumerate(range(0, min(size, _MOST) - HOSTED_GRAIN, HOSTED_GRAIN)):
             if number % 3 != 1:
                 image.pwrite(noise(HOSTED_GRAIN, seed + number), offset)
     return path
