@@ -26,8 +26,6 @@ __all__ = ["ClusterMap", "Content", "map_of"]
 
 #: Bytes of decoded tables that an image keeps in memory; 8 bytes a cluster.
 PAGE_BYTES = 32 << 20
-#: Bytes of changed tables that wait for a flush; more are put on disk without being asked.
-CHANGED_BYTES = 8 << 20
 #: Bytes of the clusters that were decompressed last and are kept; the last one always is.
 UNPACKED_BYTES = 2 << 20
 _COPY = int(Kind.DATA | Kind.COPY)
@@ -66,11 +64,11 @@ class ClusterMap:
         self._files = files
         self._tables = image.tables()
         self._starts = [table.start for table in self._tables]
+        self._page_entries = max((table.page_entries for table in self._tables), default=1)
         self._next_evicted = 0
         self._unpacked: dict[tuple[int, int], bytes] = {}
         #: First and last changed entry of pages, by table and page.
         self._changed: dict[tuple[int, int], tuple[int, int]] = {}
-        self._changed_bytes = 0
         self._given_up: list[_GivenUp] = []  #: since the last write-back
         self._quarantine: list[_GivenUp] = []  #: written back; requests may still use them
         _maps[int(ffi.cast("uintptr_t", layer.handle))] = self
@@ -91,13 +89,13 @@ class ClusterMap:
         size = self._files[table.file].size
         for page in range(first, last + 1):
             if (number, page) not in self._changed:
-                core.load(page, self._image.load(number, page), size, generation)
+                # Before, or where all others have changed it would be the new one that goes.
                 self._make_room(table.page_entries, generation)
+                core.load(page, self._image.load(number, page), size, generation)
 
     def _make_room(self, page_entries: int, generation: int) -> None:
-        limit = max(8, PAGE_BYTES // (8 * page_entries))
         tables = self._layer.tables
-        excess = sum(table.loaded for table in tables) - limit
+        excess = sum(table.loaded for table in tables) + 1 - _most_pages(page_entries)
         for _ in tables:
             if excess <= 0:
                 return
@@ -183,6 +181,8 @@ class ClusterMap:
         if not table.zero_entries and self._has_backing(start):
             return 0
         first = (start - table.start) // table.cluster
+        # A page at a time: a run of holes may be larger than what can be in memory.
+        count = min(count, table.page_entries - first % table.page_entries)
         held = self._layer.tables[number].get(first, count)
         becomes = Kind.ZERO if table.zero_entries else Kind.HOLE
         self._set(number, first, count, becomes, 0)
@@ -200,10 +200,7 @@ class ClusterMap:
         table, core = self._tables[number], self._layer.tables[number]
         for page, low, high in _by_page(first, count, table.page_entries):
             core.pin(page, pinned=True)
-            before = self._changed.get((number, page))
-            if before is None:
-                before = (low, high)
-                self._changed_bytes += 8 * table.page_entries
+            before = self._changed.get((number, page), (low, high))
             self._changed[number, page] = (min(before[0], low), max(before[1], high))
         self._layer.set_dirty(dirty=True)
         core.set(first, count, kind, offset)
@@ -212,8 +209,8 @@ class ClusterMap:
 
     @property
     def crowded(self) -> bool:
-        """Whether so many changed entries are in memory that they should go to disk."""
-        return self._changed_bytes > CHANGED_BYTES
+        """Whether so many pages have changed that hardly another can be in memory."""
+        return len(self._changed) > _most_pages(self._page_entries) // 2
 
     def write_back(self, generation: int, *, durable: bool) -> None:
         """Put all changed entries on disk, after the data that they refer to.
@@ -235,7 +232,6 @@ class ClusterMap:
             for number, page in self._changed:
                 self._layer.tables[number].pin(page, pinned=False)
             self._changed.clear()
-            self._changed_bytes = 0
             self._layer.set_dirty(dirty=False)
         self._quarantine += [each._replace(generation=generation) for each in self._given_up]
         self._given_up.clear()
@@ -264,6 +260,10 @@ class ClusterMap:
     def _flush_files(self) -> None:
         for index in {self._tables[number].file for number, _ in self._changed}:
             self._files[index].flush()
+
+
+def _most_pages(page_entries: int) -> int:
+    return max(8, PAGE_BYTES // (8 * page_entries))
 
 
 def _write_all(file: HostFile, data: bytes, offset: int) -> None:

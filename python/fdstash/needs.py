@@ -90,12 +90,16 @@ class _Change:
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if kind is None and (self.durable or self.clusters.crowded):
-                durable = self.durable or not self.core.flags & lib.FDSTASH_NO_FLUSH
-                self.clusters.write_back(self.core.generation(), durable=durable)
+            if kind is None and self.durable:
+                self.clusters.write_back(self.core.generation(), durable=True)
         finally:
             self.clusters.lock.release()
             self.core.leave(self._ticket, _METADATA)
+
+    def relieve(self) -> None:
+        """Let tables go to disk, where a guest that hardly flushes has changed too many."""
+        if self.clusters.crowded:
+            write_back(self.core, self.clusters)
 
     def renew(self, need: Any, length: int, iov: Any = None) -> int:
         """New clusters for `length` bytes of what is needed: those of `iov`, or zeros."""
@@ -131,6 +135,7 @@ def write(core: DataPath, clusters: ClusterMap, iov: Any, offset: int, flags: in
             done = need.done
             if not _load(core, clusters, need):
                 done += change.renew(need, need.length, iov)
+                change.relieve()
 
 
 def zero(core: DataPath, clusters: ClusterMap, n: int, offset: int, flags: int) -> int:
@@ -154,13 +159,14 @@ def zero(core: DataPath, clusters: ClusterMap, n: int, offset: int, flags: int) 
                 else:
                     part = change.renew(need, part)
             done += part
+            change.relieve()
 
 
 def trim(core: DataPath, clusters: ClusterMap, n: int, offset: int) -> int:
     """As `fdstash_image_trim`: whole clusters are given up, parts of them stay."""
     need = ffi.new("fdstash_need *")
     done = 0
-    with _Change(core, clusters, 0):
+    with _Change(core, clusters, 0) as change:
         while True:
             rc: int = lib.fdstash_image_trim_on(core.handle, n, offset, done, need)
             if rc != NEEDS:
@@ -169,6 +175,7 @@ def trim(core: DataPath, clusters: ClusterMap, n: int, offset: int) -> int:
             if not _load(core, clusters, need):
                 part = clusters.zero_whole(need.start, need.length, need.kind, core.generation())
                 done += part or clusters.to_cluster_end(need.start, need.length)
+                change.relieve()
 
 
 def flush(core: DataPath, clusters: ClusterMap) -> None:

@@ -10,11 +10,13 @@ import weakref
 from fdstash import needs
 from fdstash._ffi import lib
 from fdstash.cache import CacheMode
-from fdstash.datapath import DataPath, remaining
+from fdstash.datapath import DataPath, Requests, remaining
 from fdstash.errors import ClosedError, ImageIOError, ReopenError
 from fdstash.graph import Graph, Map
 
 __all__ = ["ImageState", "image_flags"]
+
+_WRITES = int(Requests.WRITES | Requests.UNALIGNED_WRITES)
 
 #: Every open image of this process, for a forked child.
 _live: weakref.WeakSet[ImageState] = weakref.WeakSet()
@@ -104,15 +106,14 @@ class ImageState:
                 raise ImageIOError(
                     errno.EDEADLK, "an image cannot be closed from within its own reopen", self.name
                 )
-            error: ImageIOError | None = None
+            # A write after the last entries were written back would be lost.
+            self.core.hold(_WRITES, None)
             try:
-                # Also of an image that is read-only by now.
-                self.write_back()
-                self.core.flush_files()
-            except ImageIOError as failed:
-                error = failed
-            self.closed = True
-            self.core.close()
+                error = self._last_error()
+                self.closed = True
+                self.core.close()
+            finally:
+                self.core.release()
             for graph in (self.graph, *self.retired):
                 graph.close()
             for former in self.retired_maps:
@@ -120,6 +121,16 @@ class ImageState:
             self.retired, self.retired_maps = [], []
         if error is not None:
             raise error
+
+    def _last_error(self) -> ImageIOError | None:
+        """Make everything durable, also of an image that is read-only by now."""
+        error: ImageIOError | None = None
+        for step in (self.write_back, self.core.flush_files):
+            try:
+                step()
+            except ImageIOError as failed:
+                error = error or failed
+        return error
 
     def retire_map(self, former: Map) -> None:
         """Drop a map that requests may still be looking at."""

@@ -6,21 +6,19 @@ Lean on purpose: the same tests run under AddressSanitizer and ThreadSanitizer.
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import fdstash
 from fdstash import ClosedError, FDStash, Image, reopen_all
-from tests.support.disks import ExtentSpec, make_flat, make_raw
+from tests.support.disks import make_raw
 from tests.support.seen import assert_as_kernel_says
+from tests.support.thread_disk import LAYOUTS, Disk, reopen_for, short_turns
 from tests.support.tier import FULL, count, evidence
 from tests.support.verify import VerifiedLoad
 
@@ -28,94 +26,23 @@ pytestmark = [pytest.mark.threads, pytest.mark.usefixtures("no_descriptor_leaks"
 
 THREADS = 8
 SECONDS = 60.0 if FULL else 3.0
-EXTENTS = tuple(
-    ExtentSpec("RW", sectors, name=f"extent-{number}.bin", start=start)
-    for number, (sectors, start) in enumerate([(37, 0), (128, 8), (91, 3), (24, 1), (203, 16)])
-)
 LEAST_REOPENS = 10
 #: No multiple of anything: each block has neighbours in its page that others write.
 BLOCK = 1000
 
 
-class Disk:
-    """An image, the ways to open it, hard links to its files, and a stash with every mode."""
-
-    def __init__(self, folder: Path, layout: str) -> None:
-        self.format = "vmdk" if layout == "vmdk" else "raw"
-        own, linked = folder / "own", folder / "linked"
-        own.mkdir()
-        linked.mkdir()
-        if layout == "vmdk":
-            disk = make_flat(own, EXTENTS)
-            self.path, files = disk.path, disk.files
-        else:
-            self.path = make_raw(own, 256 << 10)
-            files = [self.path]
-        for file in files:
-            os.link(file, linked / file.name)
-        self.link = linked / self.path.name
-        self._stash = FDStash()
-        for file, flags, direct in itertools.product(
-            [*files, *(linked / file.name for file in files)],
-            (os.O_RDWR, os.O_RDONLY),
-            (0, os.O_DIRECT),
-        ):
-            self._stash.add(str(file), os.open(file, flags | direct))
-
-    def open(self, mode: str = "r+") -> Image:
-        return fdstash.open(self.path, mode, format=self.format)
-
-    def reopens(self, *, writing: bool) -> Iterator[dict[str, Any]]:
-        """Options for one reopen after the other, each of another kind than the last."""
-        mode = "r+" if writing else "r"
-        quick: list[dict[str, Any]] = [
-            {"cache": "none"},
-            {"cache": "writethrough"},
-            {"stash": self._stash, "cache": "none"},
-            {"stash": self._stash, "cache": "writeback"},
-            {"cache": "directsync"},
-        ]
-        if not writing:
-            quick += [{"mode": "r+"}, {}, {"mode": "r+", "cache": "none"}, {"cache": "writeback"}]
-        # These open every file anew, and the load takes the interpreter's lock each time.
-        slow: list[dict[str, Any]] = [
-            {"path": self.link},
-            {"path": self.path, "cache": "writeback"},
-            {"path": self.path},
-            {"path": self.link, "stash": self._stash, "cache": "none"},
-            {"path": self.path, "cache": "writeback"},
-        ]
-        kinds = [kind for each in slow for kind in [*quick, each]]
-        return itertools.cycle([{"mode": mode} | kind for kind in kinds])
-
-    def close(self) -> None:
-        self._stash.close()
-
-
 @pytest.fixture(autouse=True)
-def short_turns() -> Iterator[None]:
-    """The interpreter's lock goes round quickly, or the ninth thread would hardly ever have it."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    yield
-    sys.setswitchinterval(before)
+def quick_turns() -> Iterator[None]:
+    """Or the ninth thread would hardly ever have the interpreter's lock."""
+    with short_turns():
+        yield
 
 
-@pytest.fixture(params=["raw", "vmdk"])
+@pytest.fixture(params=LAYOUTS)
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     made = Disk(tmp_path, request.param)
     yield made
     made.close()
-
-
-def reopen_for(seconds: float, reopen: Callable[[], object]) -> int:
-    """How often it did."""
-    deadline = time.monotonic() + seconds
-    done = 0
-    while time.monotonic() < deadline:
-        reopen()
-        done += 1
-    return done
 
 
 def test_no_request_fails_and_no_byte_is_wrong_while_an_image_is_reopened(disk: Disk) -> None:
@@ -172,7 +99,7 @@ def test_all_blocks_are_everybodys(disk: Disk) -> None:
 def test_several_images_are_reopened_together_under_load(tmp_path: Path) -> None:
     with ExitStack() as stack:
         disks = []
-        for layout in ("raw", "vmdk"):
+        for layout in LAYOUTS:
             (tmp_path / layout).mkdir()
             disks.append(Disk(tmp_path / layout, layout))
             stack.callback(disks[-1].close)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fdstash.errors import FormatError
 from fdstash.formats.base import FileChild, Kind, ReadAt
-from fdstash.formats.tables import Entry, Part, Rule, Run
+from fdstash.formats.tables import Entry, Part, Rule
 from fdstash.formats.vmdk import cowd
 from fdstash.formats.vmdk.cowd import CowdHeader
 from fdstash.formats.vmdk.layout import SECTOR
@@ -46,23 +46,12 @@ class CowdExtent(SectorTables):
             first=self.header.gd_end * SECTOR,
         )
 
-    def allocate(self, grains: int) -> Run:
-        """As any; the header says where an ESX host goes on, before an entry leads there."""
-        run = super().allocate(grains)
-        if run.fresh:
-            self._note_end()
-        return run
-
-    def store(self, page: int, first: int, raw: bytes) -> None:
-        """As any; a new table moves the end of the file, too."""
-        made = len(self._made)
-        super().store(page, first, raw)
-        if len(self._made) != made:
-            self._note_end()
-
-    def _note_end(self) -> None:
+    def _take(self, n: int) -> int:
+        """As any; the header says where an ESX host goes on, before anything leads there."""
+        offset = super()._take(n)
         sector = -(-self._end // SECTOR)
         self.file.pwrite(sector.to_bytes(4, "little"), _FREE_SECTOR_PLACE)
+        return offset
 
     def revalidate(self, read: ReadAt) -> None:
         """The same header but for what changes with each grain."""

@@ -58,7 +58,9 @@ class SectorTables(GrainFile):
         Looked at when a table is, since a directory may have a million entries.
         """
         sector = directory.entries[page]
-        if sector and sector < self.first_table:
+        if not sector:
+            return 0
+        if sector < self.first_table:
             directory.fail(sector, "is in the header; the directory is damaged")
         end = sector * SECTOR + self.page_entries * 4
         if end > self.file.size:
