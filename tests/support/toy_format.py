@@ -40,8 +40,8 @@ class Toy(TableFormat):
         self.file = file
         self.size = size
         self._free: list[int] = []
-        pages = -(-size // (CLUSTER * ENTRIES))
-        self._directory = list(struct.unpack(f">{pages}Q", file.pread(8 * pages, PAGE)))
+        self._made: dict[int, int] = {}  # tables that the directory does not lead to yet
+        self._directory = self._read_directory(lambda child, n, at: child.pread(n, at))
 
     @classmethod
     def recognise(cls, head: bytes, tail: bytes, size: int, filename: str) -> int:
@@ -55,10 +55,12 @@ class Toy(TableFormat):
 
     def revalidate(self, read: ReadAt) -> None:
         if int.from_bytes(read(self.file, 8, 4), "big") != self.size:
-            raise FormatError("another disk", file=self.file.name)
-        pages = len(self._directory)
-        self._directory = list(struct.unpack(f">{pages}Q", read(self.file, 8 * pages, PAGE)))
-        self._free = []
+            raise FormatError("another disk", file=self.file.name, offset=4, field="size")
+        self._directory, self._free = self._read_directory(read), []
+
+    def _read_directory(self, read: ReadAt) -> list[int]:
+        pages = -(-self.size // (CLUSTER * ENTRIES))
+        return list(struct.unpack(f">{pages}Q", read(self.file, 8 * pages, PAGE)))
 
     def tables(self) -> Sequence[Table]:
         return (Table(0, self.size, CLUSTER, ENTRIES, self.file.index, _ENTRY, zero_entries=True),)
@@ -66,6 +68,8 @@ class Toy(TableFormat):
     def load(self, table: int, page: int) -> bytes | None:
         place = self._directory[page]
         return self.file.pread(8 * ENTRIES, place) if place else None
+
+    # -- for writing
 
     def allocate(self, table: int, clusters: int) -> Run:
         if self._free:
@@ -84,7 +88,17 @@ class Toy(TableFormat):
         return {Kind.DATA: offset, Kind.ZERO: 1, Kind.HOLE: 0}[Kind(kind)]
 
     def store(self, table: int, page: int, first: int, raw: bytes) -> None:
-        if not self._directory[page]:
-            self._directory[page] = self._grow(PAGE)
-            self.file.pwrite(self._directory[page].to_bytes(8, "big"), PAGE + 8 * page)
-        self.file.pwrite(raw, self._directory[page] + 8 * first)
+        place = self._directory[page] or self._made.get(page)
+        if not place:
+            place = self._made[page] = self._grow(PAGE)
+        self.file.pwrite(raw, place + 8 * first)
+
+    @property
+    def unlinked(self) -> bool:
+        return bool(self._made)
+
+    def link(self) -> None:
+        for page, place in self._made.items():
+            self.file.pwrite(place.to_bytes(8, "big"), PAGE + 8 * page)
+            self._directory[page] = place
+        self._made.clear()
