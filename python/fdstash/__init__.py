@@ -9,6 +9,7 @@ import logging as _logging
 from fdstash._version import __version__
 from fdstash.backing import Backing
 from fdstash.buffers import AlignedBuffer
+from fdstash.checking import check
 from fdstash.copying import convert
 from fdstash.errors import (
     ClosedError,
@@ -23,6 +24,7 @@ from fdstash.errors import (
     UnsupportedFormatError,
 )
 from fdstash.extents import Extent
+from fdstash.formats.check import CheckReport
 from fdstash.formats.create import create
 from fdstash.graph import probe
 from fdstash.hostfile import FileInfo
@@ -39,6 +41,7 @@ __all__ = [
     "AlignedBuffer",
     "Backing",
     "Beneath",
+    "CheckReport",
     "ClosedError",
     "Error",
     "Extent",
@@ -57,6 +60,7 @@ __all__ = [
     "UnsupportedFormatError",
     "__version__",
     "anywhere",
+    "check",
     "convert",
     "create",
     "open",

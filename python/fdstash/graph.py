@@ -89,12 +89,14 @@ class Graph:
         stash: FDStash | None = None,
         beside: Graph | None = None,
         keep: bool = False,
+        alone: bool = False,
     ) -> Graph:
         """Open everything, or nothing.
 
         `beside`: another graph of the same image, whose lock descriptions are
         shared where the inode is the same. `keep`: its own files, those of the
         images below aside, are to be the same inodes, whatever became of their paths.
+        `alone`: without the images below, so that holes read as zeros.
         """
         opener = FileOpener(
             source,
@@ -108,7 +110,7 @@ class Graph:
         try:
             file = opener.open_first()
             graph.format = _open_format(file, opener, source, writable=writable)
-            graph._stack(_open_backing(graph.format, opener, source))
+            graph._stack([] if alone else _open_backing(graph.format, opener, source))
         except BaseException:
             graph.close()
             raise

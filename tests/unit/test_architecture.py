@@ -23,7 +23,7 @@ FLOORS = (
     {"formats"},
     {"file_opener", "clusters"},
     {"graph", "needs"},
-    {"state", "limits", "extents", "report"},
+    {"state", "limits", "extents", "report", "checking"},
     {"reopen", "change", "path_change", "slot_change"},
     {"image", "backing", "reading", "file_object", "several"},
     {"copying"},

@@ -12,6 +12,7 @@ import click
 
 import fdstash
 from fdstash.cli.bench_reopen import bench_reopen
+from fdstash.cli.check import check
 from fdstash.cli.convert import convert
 from fdstash.cli.create import create
 from fdstash.cli.doctor import doctor
@@ -101,6 +102,6 @@ def bench() -> None:
     """Measure."""
 
 
-for command in (info, map_command, create, convert, doctor):
+for command in (info, map_command, create, check, convert, doctor):
     app.add_command(command)
 bench.add_command(bench_reopen)

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
-from fdstash.errors import ImageIOError, os_error
+from fdstash.errors import ImageIOError, UnsupportedFormatError, os_error
+from fdstash.formats.check import CheckReport, Repair
 
 __all__ = [
     "MAX_OFFSET",
@@ -208,6 +209,17 @@ class Format(ABC):
         Raises `ImageIOError` with ENOTSUP where the format cannot.
         """
         raise unsupported(self.file.name, f"a {self.name} image cannot be resized to {size} bytes")
+
+    def check(self, repair: Repair) -> CheckReport:
+        """Looks at all metadata, and puts right what `repair` says.
+
+        The image is not in use meanwhile; its files are writable where there is
+        something to put right. Raises `UnsupportedFormatError` where a format has
+        nothing to check.
+        """
+        raise UnsupportedFormatError(
+            f"a {self.name} image has no metadata that could be checked", file=self.file.name
+        )
 
     def info(self) -> dict[str, object]:
         """What there is to say of this image beyond its size, ready for JSON."""

@@ -25,6 +25,8 @@ class CowdExtent(SectorTables):
 
     writable = True
     first_table = cowd.HEADER_BYTES // SECTOR
+    unclean_place = (1648, 4)
+    header: CowdHeader
 
     def __init__(self, file: FileChild, read: ReadAt) -> None:
         """Read the header and the directory. Raises `FormatError`."""
@@ -49,9 +51,13 @@ class CowdExtent(SectorTables):
     def _take(self, n: int) -> int:
         """As any; the header says where an ESX host goes on, before anything leads there."""
         offset = super()._take(n)
-        sector = -(-self._end // SECTOR)
-        self.file.pwrite(sector.to_bytes(4, "little"), _FREE_SECTOR_PLACE)
+        self.note_end(self._end)
         return offset
+
+    def note_end(self, end: int) -> None:
+        """Into the header, too."""
+        super().note_end(end)
+        self.file.pwrite((-(-end // SECTOR)).to_bytes(4, "little"), _FREE_SECTOR_PLACE)
 
     def revalidate(self, read: ReadAt) -> None:
         """The same header but for what changes with each grain."""
@@ -77,5 +83,5 @@ class CowdExtent(SectorTables):
         found = self.read_directory(
             read, "gdOffset", header.gd_offset, header.gd_entries, cowd.GT_BYTES
         )
-        # QEMU does not keep the count, so the end of the file may be further on.
-        self.take_over([found], header.free_sector * SECTOR)
+        # Not `free_sector`: QEMU does not keep it, and a power cut may leave it further on.
+        self.take_over([found], header.gd_end * SECTOR)

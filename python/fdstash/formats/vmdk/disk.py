@@ -7,9 +7,11 @@ from typing import Self
 
 from fdstash.errors import FormatError
 from fdstash.formats.base import FileChild, Format, Opener, ReadAt, Segment
+from fdstash.formats.check import CheckReport, Repair
 from fdstash.formats.options import check_names
 from fdstash.formats.tables import Run, Table, TableFormat
 from fdstash.formats.vmdk import layout
+from fdstash.formats.vmdk.check import check_extent
 from fdstash.formats.vmdk.descriptor import NO_PARENT, ExtentLine
 from fdstash.formats.vmdk.descriptor_file import DescriptorFile
 from fdstash.formats.vmdk.extents import Extents
@@ -174,6 +176,16 @@ class Vmdk(TableFormat):
     def check_lengths(self) -> None:
         """Every flat extent must lie within its file."""
         self._extents.check_lengths()
+
+    def check(self, repair: Repair) -> CheckReport:
+        """Of each sparse file, and that flat ones are long enough."""
+        report = CheckReport(self.file.name, self.name)
+        with report.telling(self.file.name):
+            self.check_lengths()
+        for extent in self.grains:
+            with report.telling(extent.file.name):
+                check_extent(extent, report, repair)
+        return report
 
     def info(self) -> dict[str, object]:
         """What `qemu-img info` gives as the data of its format-specific part."""

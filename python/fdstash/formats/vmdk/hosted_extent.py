@@ -27,6 +27,8 @@ class HostedExtent(SectorTables):
     """One file of grains, with the tables of one directory or of two."""
 
     first_table = sparse_header.HEADER_BYTES // SECTOR
+    unclean_place = (72, 1)
+    header: SparseHeader
 
     def __init__(self, file: FileChild, read: ReadAt) -> None:
         """Read the header and the directories. Raises `FormatError`."""
@@ -58,11 +60,27 @@ class HostedExtent(SectorTables):
 
     def decompress(self, offset: int) -> bytes:
         """The grain whose marker, or whose zlib stream, is at `offset`."""
+        return self._unpacked(offset)[1]
+
+    def check_grain(self, index: int, offset: int) -> None:
+        """Raises `FormatError` unless the compressed grain at `offset` is the grain `index`."""
+        marked, _ = self._unpacked(offset)
+        if marked not in (index, None):
+            raise FormatError(
+                f"the marker says that this is grain {marked}, and the table that it is {index}; "
+                "restore the image from a copy",
+                file=self.file.name,
+                offset=offset,
+                field="marker value",
+            )
+
+    def _unpacked(self, offset: int) -> tuple[int | None, bytes]:
+        """The number in the marker at `offset`, where there is one, and the grain."""
         header, name = self.header, self.file.name
         grain = header.grain_bytes
         data = self.file.pread(SECTOR + compressed_grain.max_compressed_bytes(grain), offset)
         if not header.has_markers:
-            return compressed_grain.inflate(
+            return None, compressed_grain.inflate(
                 data, grain, grain, file=name, offset=offset, trailing=True
             )
         marker = markers.parse(data[:SECTOR], header, name, offset)
@@ -78,7 +96,7 @@ class HostedExtent(SectorTables):
         found = compressed_grain.inflate(
             data[at : at + marker.size], grain, length, file=name, offset=offset + at
         )
-        return found.ljust(grain, b"\0")
+        return marker.grain, found.ljust(grain, b"\0")
 
     def revalidate(self, read: ReadAt) -> None:
         """The same header but for what says how the file was closed."""

@@ -13,9 +13,11 @@ from fdstash.errors import FormatError, os_error
 from fdstash.formats.base import FileChild, Kind, ReadAt
 from fdstash.formats.tables import Run
 from fdstash.formats.vmdk import grain_directory
+from fdstash.formats.vmdk.cowd import CowdHeader
 from fdstash.formats.vmdk.grain_directory import Directory
 from fdstash.formats.vmdk.grain_file import GrainFile
 from fdstash.formats.vmdk.layout import SECTOR
+from fdstash.formats.vmdk.sparse_header import SparseHeader
 
 __all__ = ["SectorTables"]
 
@@ -28,7 +30,10 @@ _PAGE = 4096
 class SectorTables(GrainFile):
     """A `GrainFile` with one directory, or with a second one that is kept equal."""
 
+    header: SparseHeader | CowdHeader
     first_table: int  #: the first sector that can be a table's, after the header
+    #: Where the header says that the file was not closed: offset and length, bytes.
+    unclean_place: tuple[int, int]
 
     def __init__(self, file: FileChild) -> None:
         self.file = file
@@ -120,6 +125,10 @@ class SectorTables(GrainFile):
         for (number, page), sector in self._made.items():
             self.directories[number].entries[page] = sector
         self._made.clear()
+
+    def note_end(self, end: int) -> None:
+        """The file is to end there, in bytes: for a header that says so, before it is cut."""
+        self._end = end
 
     # -- reading
 
