@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from collections.abc import Callable
@@ -290,6 +291,9 @@ def test_a_flat_file_that_is_too_short_is_told(tmp_path: Path) -> None:
     path = tmp_path / "flat.vmdk"
     fdstash.create(path, "vmdk", 1 << 20, subformat="monolithicFlat")
     assert fdstash.check(path).clean
+    os.truncate(tmp_path / "flat-flat.vmdk", 4096)
+    with pytest.raises(fdstash.FormatError, match="has 4096 bytes"):
+        fdstash.check(path)
 
 
 def test_raw_has_nothing_to_check(tmp_path: Path) -> None:
