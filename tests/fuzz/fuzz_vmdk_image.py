@@ -106,7 +106,7 @@ def one_input(data: bytes) -> None:
         for mode in ("r+" if found.flags & WRITABLE else "r", "r"):
             with contextlib.suppress(fdstash.Error), opened(stash, name, mode) as image:
                 look(image)
-                for at in range(0, len(found.steps), 4):
+                for at in range(0, len(found.steps) - 3, 4):
                     with contextlib.suppress(fdstash.Error):
                         step(image, found.steps[at : at + 4])
                 look(image)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fdstash.formats.vmdk import cowd, grain_directory
@@ -12,7 +13,16 @@ from fdstash.formats.vmdk.cowd import CowdHeader
 from fdstash.formats.vmdk.sesparse import Area, SeSparseHeader, VolatileHeader
 from fdstash.formats.vmdk.sparse_header import Flag, SparseHeader
 
-__all__ = ["SECTOR", "Contents", "descriptor", "esx", "hosted", "space_efficient"]
+__all__ = [
+    "MAKERS",
+    "SECTOR",
+    "Contents",
+    "descriptor",
+    "esx",
+    "hosted",
+    "one_extent",
+    "space_efficient",
+]
 
 SECTOR = 512
 #: By the number of the grain: its bytes, or an entry of the grain table as it is to stand there.
@@ -146,6 +156,22 @@ def space_efficient(grains: int, content: Contents, **fields: Any) -> bytes:
         table = (entries[each] for each in range(page * 4096, (page + 1) * 4096))
         _put(data, header.grain_tables.offset + 64 * n, struct.pack("<4096Q", *table))
     return _whole(data)
+
+
+#: By the type of the extent line.
+MAKERS: Mapping[str, Callable[[int, Contents], bytes]] = {
+    "SPARSE": hosted,
+    "VMFSSPARSE": esx,
+    "SESPARSE": space_efficient,
+}
+
+
+def one_extent(folder: Path, kind: str, data: bytes, sectors: int) -> Path:
+    """An image of one extent of this kind, which is `data`, in ``extent.bin``."""
+    (folder / "extent.bin").write_bytes(data)
+    path = folder / "disk.vmdk"
+    path.write_text(descriptor(f'RW {sectors} {kind} "extent.bin"'))
+    return path
 
 
 def _is_int(what: bytes | int) -> bool:
