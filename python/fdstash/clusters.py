@@ -22,12 +22,14 @@ from fdstash.formats.base import Kind
 from fdstash.formats.tables import TableFormat
 from fdstash.hostfile import HostFile
 
-__all__ = ["ClusterMap", "Content", "map_of"]
+__all__ = ["PIECE", "ClusterMap", "Content", "map_of"]
 
 #: Bytes of decoded tables that an image keeps in memory; 8 bytes a cluster.
 PAGE_BYTES = 32 << 20
 #: Bytes of the clusters that were decompressed last and are kept; the last one always is.
 UNPACKED_BYTES = 2 << 20
+#: Bytes of guest data that are in memory at a time, however large the clusters are.
+PIECE = 4 << 20
 _COPY = int(Kind.DATA | Kind.COPY)
 
 _maps: weakref.WeakValueDictionary[int, ClusterMap] = weakref.WeakValueDictionary()
@@ -144,11 +146,11 @@ class ClusterMap:
         done_to = min(start + length, end)
         zeros = new.fresh and kind in (Kind.ZERO, Kind.HOLE) and not self._has_backing(begin)
         try:
-            if not zeros and begin < start:
-                _write_all(file, content.old(start - begin, begin), new.offset)
+            if not zeros:
+                _copy(file, content.old, begin, start, new.offset - begin)
             content.put(file, done_to - start, new.offset + start - begin)
-            if not zeros and done_to < end:
-                _write_all(file, content.old(end - done_to, done_to), new.offset + done_to - begin)
+            if not zeros:
+                _copy(file, content.old, done_to, end, new.offset - begin)
         except BaseException:
             # Nothing refers to them, so the next write may have them.
             self._image.free(number, new.offset, new.clusters)
@@ -264,6 +266,12 @@ class ClusterMap:
 
 def _most_pages(page_entries: int) -> int:
     return max(8, PAGE_BYTES // (8 * page_entries))
+
+
+def _copy(file: HostFile, old: Callable[[int, int], bytes], start: int, end: int, by: int) -> None:
+    """Write the guest's bytes [start, end) `by` bytes further on in the file."""
+    for at in range(start, end, PIECE):
+        _write_all(file, old(min(PIECE, end - at), at), at + by)
 
 
 def _write_all(file: HostFile, data: bytes, offset: int) -> None:

@@ -28,6 +28,9 @@ __all__ = ["MAX_DEPTH", "Graph", "Level", "Map", "check_writable_format", "probe
 
 #: Images of a chain, the one that was opened included. VMware's products make at most 33.
 MAX_DEPTH = 256
+#: Of all images of a chain: runs of bytes, and tables on disk. Each takes some memory at an open.
+MAX_SEGMENTS = 1 << 18
+MAX_TABLES = 1 << 25
 
 
 class Map(NamedTuple):
@@ -42,6 +45,35 @@ class Level(NamedTuple):
 
     format: Format
     map: Map
+
+
+class _Weight(NamedTuple):
+    """What an image, or a part of a chain, asks of the memory."""
+
+    segments: int
+    tables: int
+
+    @classmethod
+    def of(cls, image: Format) -> _Weight:
+        tables = image.tables() if isinstance(image, TableFormat) else ()
+        pages = sum(-(-each.length // (each.cluster * each.page_entries)) for each in tables)
+        return cls(len(image.segments()), pages)
+
+    def grown(self, image: Format) -> _Weight:
+        """With another image. Raises `FormatError` where that is too much."""
+        more = _Weight.of(image)
+        found = _Weight(self.segments + more.segments, self.tables + more.tables)
+        for what, count, most in (
+            ("extents", found.segments, MAX_SEGMENTS),
+            ("tables", found.tables, MAX_TABLES),
+        ):
+            if count > most:
+                raise FormatError(
+                    f"the images of the chain up to this one have {count} {what}, and no chain of"
+                    f" more than {most} is opened",
+                    file=image.file.name,
+                )
+        return found
 
 
 class View(Protocol):
@@ -225,6 +257,7 @@ def _open_backing(top: Format, opener: FileOpener, source: Source) -> list[Forma
     found: list[Format] = []
     above = top
     taken = {child.index: top.file.name for child in top.files}
+    weight = _Weight.of(top)
     while above.backing_file is not None:
         if len(found) + 1 == MAX_DEPTH:
             raise FormatError(
@@ -244,6 +277,7 @@ def _open_backing(top: Format, opener: FileOpener, source: Source) -> list[Forma
                 raise _used_twice(child.name, taken[child.index], below)
         taken.update((child.index, below.file.name) for child in below.files)
         found.append(below)
+        weight = weight.grown(below)
         above = below
     if source.backing is not None and not found:
         raise unsupported(top.file.name, f"this {top.name} image has no backing file to change")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from fdstash._ffi import check, ffi, lib
-from fdstash.clusters import ClusterMap, Content, map_of
+from fdstash.clusters import PIECE, ClusterMap, Content, map_of
 from fdstash.datapath import DataPath, Layer, MapRun
 from fdstash.formats.base import Kind
 from fdstash.hostfile import HostFile
@@ -108,12 +108,12 @@ class _Change:
 
         def put(file: HostFile, n: int, offset: int) -> None:
             if iov is None:
-                zeros = bytes(n)
-                rc = lib.fdstash_file_pwrite(file.handle, zeros, n, offset, flags)
-            else:
-                rc = lib.fdstash_file_pwrite_from(
-                    file.handle, iov, len(iov), done, n, offset, flags
-                )
+                for at in range(0, n, PIECE):
+                    part = min(PIECE, n - at)
+                    rc = lib.fdstash_file_pwrite(file.handle, bytes(part), part, offset + at, flags)
+                    check(rc, file.name, "write")
+                return
+            rc = lib.fdstash_file_pwrite_from(file.handle, iov, len(iov), done, n, offset, flags)
             check(rc, file.name, "write")
 
         run = MapRun(need.start, length, need.kind, 0, need.offset)

@@ -6,69 +6,20 @@ looked at in test_vmdk_hostile.py.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fdstash.formats.vmdk.descriptor import MAX_BYTES, MAX_EXTENTS
+from tests.support.bounded import opened
 
 # Under a sanitizer neither limit means anything.
 pytestmark = pytest.mark.slow
 
-SECOND = 1.0
-MEMORY = 64 << 20
 HEAD = '# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="custom"\n'
-
-# Memory is limited to what the process has by then and 64 MiB. A busy machine does not fail the
-# test by the time that others take: waiting is looked at apart from working.
-OPENER = """
-import json, os, resource, sys, threading, time
-import fdstash
-
-path, mode, memory = sys.argv[1], sys.argv[2], int(sys.argv[3])
-before = sorted(os.listdir("/proc/self/fd"))
-with open("/proc/self/statm") as statm:
-    held = int(statm.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (held + memory, resource.RLIM_INFINITY))
-work, wall = time.process_time(), time.monotonic()
-try:
-    with fdstash.open(path, mode) as image:
-        found = {"opened": image.size}
-except (fdstash.Error, OSError) as error:
-    found = {
-        "error": type(error).__name__,
-        "family": [c.__name__ for c in type(error).__mro__],
-        "errno": getattr(error, "errno", None),
-        "text": str(error)[-500:],
-    }
-found["work"], found["wall"] = time.process_time() - work, time.monotonic() - wall
-found["leaked"] = len(os.listdir("/proc/self/fd")) - len(before)
-print(json.dumps(found))
-"""
-
-
-def opened(path: Path, mode: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", OPENER, str(path), mode, str(MEMORY)],
-        check=False,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["leaked"] == 0
-    assert found["work"] < SECOND, found
-    assert found["wall"] < 10 * SECOND, found
-    return dict(found)
 
 
 def extents(*lines: str, head: str = HEAD) -> bytes:
@@ -201,10 +152,13 @@ CASES: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "a header of grains of 8 EiB": (lambda _: _header(grain=1 << 62), "FormatError"),
     "a header of a descriptor of 8 EiB": (lambda _: _header(size=1 << 62), "FormatError"),
     "a parent that is itself": (
-        lambda f: extents(
-            'RW 8 FLAT "a.bin" 0',
-            head=HEAD.replace("ffffffff", "1") + 'parentFileNameHint="disk.vmdk"\n',
-        ),
+        lambda f: (
+            _beside(f),
+            extents(
+                'RW 8 FLAT "a.bin" 0',
+                head=HEAD.replace("ffffffff", "1") + 'parentFileNameHint="disk.vmdk"\n',
+            ),
+        )[1],
         "FormatError",
     ),
 }

@@ -151,7 +151,7 @@ def test_the_descriptor_is_embedded_with_room_to_grow() -> None:
         ({"capacity": 2**63}, "capacity"),
         ({"grain_sectors": 0}, "grain_sectors"),
         ({"grain_sectors": 100}, "grain_sectors"),
-        ({"grain_sectors": 1 << 16}, "grain_sectors"),
+        ({"grain_sectors": 1 << 14}, "grain_sectors"),
         ({"level": 10}, "level"),
         ({"descriptor": bytes(1 << 20)}, "descriptor"),
     ],
@@ -236,7 +236,7 @@ def test_bytes_after_a_grain_are_allowed_where_its_length_is_not_known() -> None
 
 
 def test_noise_of_a_grain_is_within_the_limit_of_its_data() -> None:
-    for sectors in (8, 128, 1 << 15):
+    for sectors in (8, 128, 1 << 13):
         data = deflate(random.Random(1).randbytes(sectors * 512), 0)
         assert len(data) <= max_compressed_bytes(sectors * 512)
 

@@ -24,7 +24,13 @@ def deflate(data: bytes, level: int = 6) -> bytes:
 
 
 def inflate(
-    data: bytes, grain_bytes: int, length: int, *, file: str, offset: int, trailing: bool = False
+    data: bytes | memoryview,
+    grain_bytes: int,
+    length: int,
+    *,
+    file: str,
+    offset: int,
+    trailing: bool = False,
 ) -> bytes:
     """The first `length` bytes of the grain that `data`, one zlib stream, unpacks to.
 

@@ -35,7 +35,7 @@ GT_BYTES = GTES_PER_GT * 4
 #: QEMU's limit, 1 GiB. Products write grains of one sector.
 MAX_GRAIN = 1 << 21
 #: Bytes of a grain directory.
-MAX_GD_BYTES = 32 << 20
+MAX_GD_BYTES = 8 << 20
 #: The bit of `CowdHeader.flags` that says that no parent is named in the header.
 ROOT = 1
 

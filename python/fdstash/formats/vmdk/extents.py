@@ -26,6 +26,10 @@ _GRAIN_FILES: Mapping[str, type[HostedExtent | CowdExtent | SeSparseExtent]] = {
 }
 
 
+#: Bytes of memory for the directories of all extents: 64 TiB in any format.
+MAX_INDEX_BYTES = 32 << 20
+
+
 class Extents:
     """What the extent lines of one descriptor name. Opens each file once."""
 
@@ -75,6 +79,7 @@ class Extents:
     def _read_grains(self) -> dict[int, GrainFile]:
         found: dict[int, GrainFile] = {}
         users: dict[int, int] = {}
+        index = 0
         for number, extent in enumerate(self.lines):
             if not layout.is_sparse(extent):
                 continue
@@ -95,6 +100,14 @@ class Extents:
                     field="sectors",
                 )
             found[number] = grains
+            index += grains.index_bytes
+            if index > MAX_INDEX_BYTES:
+                raise self._error(
+                    number,
+                    "the directories of the extents up to here would take more than "
+                    f"{MAX_INDEX_BYTES} bytes of memory",
+                    field="sectors",
+                )
         return found
 
     def plain_segments(self) -> Sequence[Segment]:

@@ -27,6 +27,11 @@ class GrainFile(ABC):
     #: Whether grains can be added and changed.
     writable: bool = False
 
+    @property
+    def index_bytes(self) -> int:
+        """Memory that is taken at an open: a reference for each table, there or not."""
+        return 8 * -(-self.capacity // (self.grain_bytes * self.page_entries))
+
     @abstractmethod
     def entry(self) -> Entry:
         """What an entry of a grain table means."""

@@ -78,12 +78,14 @@ class HostedExtent(SectorTables):
         """The number in the marker at `offset`, where there is one, and the grain."""
         header, name = self.header, self.file.name
         grain = header.grain_bytes
-        data = self.file.pread(SECTOR + compressed_grain.max_compressed_bytes(grain), offset)
+        most = SECTOR + compressed_grain.max_compressed_bytes(grain)
+        # Not copied: with the bytes that a stream leaves over, it is in memory twice.
+        data = memoryview(self.file.pread(most, offset))
         if not header.has_markers:
             return None, compressed_grain.inflate(
                 data, grain, grain, file=name, offset=offset, trailing=True
             )
-        marker = markers.parse(data[:SECTOR], header, name, offset)
+        marker = markers.parse(bytes(data[:SECTOR]), header, name, offset)
         if not isinstance(marker, markers.GrainMarker):
             raise FormatError(
                 "a grain table leads to a marker that is none of a grain",

@@ -51,6 +51,11 @@ class SectorTables(GrainFile):
         self._free = []
         self._made = {}
 
+    @property
+    def index_bytes(self) -> int:
+        """The directories are in memory, too."""
+        return super().index_bytes + 4 * sum(len(each.entries) for each in self.directories)
+
     def load(self, page: int) -> bytes | None:
         """From the first directory."""
         directory = self.directories[0]

@@ -5,9 +5,6 @@ What is known of the format is in `sesparse`.
 
 from __future__ import annotations
 
-from array import array
-from sys import byteorder
-
 from fdstash.errors import FormatError
 from fdstash.formats.base import FileChild, Kind, ReadAt
 from fdstash.formats.tables import Entry, Part, Rule
@@ -25,13 +22,12 @@ class SeSparseExtent(GrainFile):
     """One file of grains of 4 KiB."""
 
     def __init__(self, file: FileChild, read: ReadAt) -> None:
-        """Read the headers and the directory. Raises `FormatError`."""
+        """Read the headers. Raises `FormatError`."""
         self.file = file
         self.header = self._read_header(read)
         self.capacity = self.header.capacity * SECTOR
         self.grain_bytes = sesparse.GRAIN * SECTOR
         self.page_entries = sesparse.GTES_PER_GT
-        self._directory = self._read_directory(read)
 
     def entry(self) -> Entry:
         """Four bits of kind, of which any that is not known is damage, and a grain's number."""
@@ -52,24 +48,27 @@ class SeSparseExtent(GrainFile):
         )
 
     def load(self, page: int) -> bytes | None:
-        """Grain table `page`."""
-        found = GD_ENTRY.decode(self._directory[page], self.header)
+        """Grain table `page`; its entry is read each time, as the directory may have 32 MiB."""
+        place = self.header.grain_directory.offset * SECTOR + 8 * page
+        there = self.file.pread(8, place)
+        entry = int.from_bytes(there, "little")
+        found = GD_ENTRY.decode(entry, self.header) if len(there) == 8 else None
         offset = None if found is None else found[1]
         if found is not None and found[0] == Kind.HOLE:
             return None
         raw = b"" if offset is None else self.file.pread(sesparse.GT_BYTES, offset)
         if len(raw) != sesparse.GT_BYTES:
             raise FormatError(
-                f"entry {page} of the grain directory, {self._directory[page]:#x}, leads to no "
+                f"entry {page} of the grain directory, {entry:#x}, leads to no "
                 "grain table in the file; it is damaged",
                 file=self.file.name,
-                offset=self.header.grain_directory.offset * SECTOR + 8 * page,
+                offset=place,
                 field="grain directory entry",
             )
         return raw
 
     def revalidate(self, read: ReadAt) -> None:
-        """The same header, and what the directory says now."""
+        """The same header."""
         if self._read_header(read) != self.header:
             raise FormatError(
                 "the seSparse header is no longer the one that was opened; open the image again",
@@ -77,7 +76,6 @@ class SeSparseExtent(GrainFile):
                 offset=0,
                 field="header",
             )
-        self._directory = self._read_directory(read)
 
     def _read_header(self, read: ReadAt) -> SeSparseHeader:
         name = self.file.name
@@ -86,10 +84,3 @@ class SeSparseExtent(GrainFile):
         place = header.volatile_header.offset * SECTOR
         sesparse.parse_volatile(read(self.file, sesparse.HEADER_BYTES, place), header, name)
         return header
-
-    def _read_directory(self, read: ReadAt) -> array[int]:
-        place = self.header.grain_directory.offset * SECTOR
-        entries = array("Q", read(self.file, self.header.gd_bytes, place))
-        if byteorder == "big":
-            entries.byteswap()
-        return entries

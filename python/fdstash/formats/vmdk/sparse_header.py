@@ -45,11 +45,11 @@ DEFLATE = 1
 MIN_GRAIN = 8
 #: QEMU's limit, 1 GiB.
 MAX_GRAIN = 1 << 21
-#: 16 MiB: a compressed grain is in memory as a whole. Products write 64 KiB.
-MAX_COMPRESSED_GRAIN = 1 << 15
+#: 4 MiB: a compressed grain is in memory as a whole, and more than once. Products write 64 KiB.
+MAX_COMPRESSED_GRAIN = 1 << 13
 MAX_GTES = 512
-#: Bytes of a grain directory. It is enough for 256 TiB in grains of 64 KiB.
-MAX_GD_BYTES = 32 << 20
+#: Bytes of a grain directory, which is in memory. It is enough for 64 TiB in grains of 64 KiB.
+MAX_GD_BYTES = 8 << 20
 
 _VERSIONS = (1, 2, 3)
 _NEWLINES = b"\n \r\n"
