@@ -6,12 +6,13 @@ import errno
 import os
 import threading
 import weakref
+from collections.abc import Callable
 
 from fdstash import needs
 from fdstash._ffi import lib
 from fdstash.cache import CacheMode
 from fdstash.datapath import DataPath, remaining
-from fdstash.errors import ClosedError, ImageIOError, ReopenError
+from fdstash.errors import ClosedError, Error, ImageIOError, ReopenError
 from fdstash.graph import Graph, Map
 
 __all__ = ["ImageState", "image_flags"]
@@ -104,15 +105,12 @@ class ImageState:
                 raise ImageIOError(
                     errno.EDEADLK, "an image cannot be closed from within its own reopen", self.name
                 )
-            error: ImageIOError | None = None
-            try:
-                # Also of an image that is read-only by now.
-                self.write_back()
-                self.core.flush_files()
-            except ImageIOError as failed:
-                error = failed
+            # Also of an image that is read-only by now.
+            error = _first_error(self.write_back, self.core.flush_files)
             self.closed = True
             self.core.close()
+            # What writes that were let in before that have allocated.
+            error = error or _first_error(self.write_back)
             for graph in (self.graph, *self.retired):
                 graph.close()
             for former in self.retired_maps:
@@ -136,6 +134,16 @@ class ImageState:
             for former in self.retired_maps:
                 former.layer.release()
             self.retired, self.retired_maps = [], []
+
+
+def _first_error(*steps: Callable[[], None]) -> Error | None:
+    error: Error | None = None
+    for step in steps:
+        try:
+            step()
+        except Error as failed:
+            error = error or failed
+    return error
 
 
 def _in_forked_child() -> None:
