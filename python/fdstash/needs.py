@@ -97,7 +97,7 @@ class _Change:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None and self.durable:
-                self.clusters.write_back(self.core.generation(), durable=True)
+                self.clusters.write_back(self.core.generation(), HostFile.flush)
         finally:
             self.clusters.lock.release()
             self.core.leave(self._ticket, _METADATA)
@@ -105,7 +105,7 @@ class _Change:
     def relieve(self) -> None:
         """Let tables go to disk, where a guest that hardly flushes has changed too many."""
         if self.clusters.crowded:
-            write_back(self.core, self.clusters)
+            write_back(self.core, self.clusters, HostFile.flush)
 
     def renew(self, need: Any, length: int, iov: Any = None) -> int:
         """New clusters for `length` bytes of what is needed: those of `iov`, or zeros."""
@@ -190,14 +190,14 @@ def flush(core: DataPath, present: Present) -> None:
     """Entries, then files. Raises what either has met."""
     ticket = core.enter(_METADATA)
     try:
-        write_back(core, present())
+        write_back(core, present(), HostFile.flush)
     finally:
         core.leave(ticket, _METADATA)
     core.flush_files()
 
 
-def write_back(core: DataPath, clusters: ClusterMap) -> None:
+def write_back(core: DataPath, clusters: ClusterMap, flush: Callable[[HostFile], None]) -> None:
     """Put entries on disk: for who holds the gate, or is counted by it."""
     with clusters.lock:
-        durable = not core.flags & lib.FDSTASH_NO_FLUSH
-        clusters.write_back(core.generation(), durable=durable)
+        waits = not core.flags & lib.FDSTASH_NO_FLUSH
+        clusters.write_back(core.generation(), flush if waits else None)

@@ -14,6 +14,7 @@ from fdstash.cache import CacheMode
 from fdstash.datapath import DataPath, remaining
 from fdstash.errors import ClosedError, Error, ImageIOError, ReopenError
 from fdstash.graph import Graph, Map
+from fdstash.hostfile import HostFile
 
 __all__ = ["ImageState", "image_flags"]
 
@@ -89,9 +90,12 @@ class ImageState:
         self.lock.release()
 
     def write_back(self) -> None:
-        """Put the entries of cluster tables on disk. Raises `ImageIOError`."""
+        """Put the entries of cluster tables on disk. Raises `ImageIOError`.
+
+        What went wrong the next `flush` raises as well: this is not of a request.
+        """
         if self.graph.clusters is not None:
-            needs.write_back(self.core, self.graph.clusters)
+            needs.write_back(self.core, self.graph.clusters, HostFile.sync)
 
     def close(self) -> None:
         """Flush, refuse requests, wait for those in flight, close every descriptor.
