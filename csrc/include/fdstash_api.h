@@ -134,6 +134,8 @@ int64_t fdstash_file_pread(fdstash_file *file, void *buffer, uint64_t length, ui
 int64_t fdstash_file_pwrite(fdstash_file *file, const void *buffer, uint64_t length,
                             uint64_t offset, uint32_t flags);
 int fdstash_file_flush(fdstash_file *file);
+/* As flush, for a reopen: what went wrong now is latched, too, for the next flush. */
+int fdstash_file_sync(fdstash_file *file);
 int fdstash_file_truncate(fdstash_file *file, uint64_t size); /* quiesced */
 /* The run of equal kind that starts at offset, at most limit bytes: *length and
  * *data (0: a hole of the host file). */

@@ -213,6 +213,14 @@ int hostfile_flush_dirty(struct fdstash_file *file)
     return rc;
 }
 
+int fdstash_file_sync(fdstash_file *file)
+{
+    int rc = hostfile_flush_dirty(file);
+    if (rc < 0)
+        hostfile_latch(file, -rc);
+    return rc;
+}
+
 int fdstash_file_flush(fdstash_file *file)
 {
     int rc = hostfile_flush_dirty(file);

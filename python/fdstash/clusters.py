@@ -214,23 +214,20 @@ class ClusterMap:
         """Whether so many pages have changed that hardly another can be in memory."""
         return len(self._changed) > _most_pages(self._page_entries) // 2
 
-    def write_back(self, generation: int, *, durable: bool) -> None:
+    def write_back(self, generation: int, flush: Callable[[HostFile], None] | None) -> None:
         """Put all changed entries on disk, after the data that they refer to.
 
-        Without `durable` (cache=unsafe) nothing is waited for. Raises `ImageIOError`;
-        then what is not on disk is still known to be so.
+        `flush` makes a file durable; None (cache=unsafe): nothing is waited for.
+        Raises `ImageIOError`; then what is not on disk is still known to be so.
         """
         if self._changed:
-            if durable:
-                self._flush_files()
+            self._flush_files(flush)
             for (number, page), (low, high) in sorted(self._changed.items()):
                 self._store(number, page, low, high)
             if self._image.unlinked:
-                if durable:
-                    self._flush_files()
+                self._flush_files(flush)
                 self._image.link()
-            if durable:
-                self._flush_files()
+            self._flush_files(flush)
             for number, page in self._changed:
                 self._layer.tables[number].pin(page, pinned=False)
             self._changed.clear()
@@ -259,9 +256,10 @@ class ClusterMap:
         )
         self._image.store(number, page, low, raw)
 
-    def _flush_files(self) -> None:
-        for index in {self._tables[number].file for number, _ in self._changed}:
-            self._files[index].flush()
+    def _flush_files(self, flush: Callable[[HostFile], None] | None) -> None:
+        if flush is not None:
+            for index in {self._tables[number].file for number, _ in self._changed}:
+                flush(self._files[index])
 
 
 def _most_pages(page_entries: int) -> int:

@@ -159,6 +159,10 @@ class HostFile:
         """Make completed writes durable; raises what write-back has met."""
         check(lib.fdstash_file_flush(self._handle), self.name, "flush")
 
+    def sync(self) -> None:
+        """As `flush`, for a reopen: the next `flush` raises what went wrong now as well."""
+        check(lib.fdstash_file_sync(self._handle), self.name, "flush")
+
     def truncate(self, size: int, /) -> None:
         """Make the file `size` bytes long. While no request uses what goes away."""
         check(lib.fdstash_file_truncate(self._handle, size), self.name, "truncate")

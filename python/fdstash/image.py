@@ -166,7 +166,7 @@ class Image(Reader):
             done: int = lib.fdstash_image_pwrite(self._core, view, len(view), offset, flags)
             if done == NEEDS:
                 iov = ffi.new("fdstash_iovec[]", [(view, len(view))])
-                done = needs.write(self._state.core, self._clusters(), iov, offset, flags)
+                done = needs.write(self._state.core, self._clusters, iov, offset, flags)
         if done < 0:
             self._fail(done)
         return done
@@ -181,7 +181,7 @@ class Image(Reader):
             flags = lib.FDSTASH_FUA if fua else 0
             done: int = lib.fdstash_image_pwritev(self._core, iov, len(iov), offset, flags)
             if done == NEEDS:
-                done = needs.write(self._state.core, self._clusters(), iov, offset, flags)
+                done = needs.write(self._state.core, self._clusters, iov, offset, flags)
         if done < 0:
             self._fail(done)
         return done
@@ -194,7 +194,7 @@ class Image(Reader):
         flags = (lib.FDSTASH_FUA if fua else 0) | (lib.FDSTASH_UNMAP if unmap else 0)
         rc = lib.fdstash_image_zero(self._core, n, offset, flags)
         if rc == NEEDS:
-            rc = needs.zero(self._state.core, self._clusters(), n, offset, flags)
+            rc = needs.zero(self._state.core, self._clusters, n, offset, flags)
         if rc < 0:
             self._fail(rc)
 
@@ -205,7 +205,7 @@ class Image(Reader):
             self._mark(n, offset)
         rc = lib.fdstash_image_trim(self._core, n, offset)
         if rc == NEEDS:
-            rc = needs.trim(self._state.core, self._clusters(), n, offset)
+            rc = needs.trim(self._state.core, self._clusters, n, offset)
         if rc < 0:
             self._fail(rc)
 
@@ -213,7 +213,7 @@ class Image(Reader):
         """Make completed writes durable; raises what write-back has met, also before a reopen."""
         rc = lib.fdstash_image_flush(self._core)
         if rc == NEEDS:
-            needs.flush(self._state.core, self._clusters())
+            needs.flush(self._state.core, self._clusters)
         elif rc < 0:
             self._fail(rc)
 

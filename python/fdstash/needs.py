@@ -6,6 +6,7 @@ gate, then a map's lock; nothing under a map's lock enters the gate.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 from fdstash._ffi import check, ffi, lib
@@ -19,6 +20,9 @@ __all__ = ["NEEDS", "flush", "load", "read", "trim", "write", "write_back", "zer
 #: What the core returns for a request that must be made again here.
 NEEDS: int = -lib.FDSTASH_NEEDS
 _METADATA: int = lib.FDSTASH_UNALIGNED_WRITES
+
+#: The map of an image, which a reopen may exchange.
+Present = Callable[[], ClusterMap]
 
 
 def read(core: DataPath, iov: Any, offset: int) -> int:
@@ -77,21 +81,23 @@ def _read_bytes(core: DataPath, n: int, offset: int) -> bytes:
 class _Change:
     """A request that changes bytes, counted by the gate as one that is not aligned."""
 
-    def __init__(self, core: DataPath, clusters: ClusterMap, flags: int) -> None:
+    def __init__(self, core: DataPath, present: Present, flags: int) -> None:
         self.core = core
-        self.clusters = clusters
-        self.flags = flags
-        self.durable = bool(flags & lib.FDSTASH_FUA or core.flags & lib.FDSTASH_DSYNC)
+        self._present = present
+        self._fua = bool(flags & lib.FDSTASH_FUA)
 
     def __enter__(self) -> Self:
         self._ticket = self.core.enter(_METADATA)
+        # Asked within the gate, which a reopen that brings another map holds.
+        self.clusters = self._present()
         self.clusters.lock.acquire()
+        self.durable = self._fua or bool(self.core.flags & lib.FDSTASH_DSYNC)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None and self.durable:
-                self.clusters.write_back(self.core.generation(), durable=True)
+                self.clusters.write_back(self.core.generation(), HostFile.flush)
         finally:
             self.clusters.lock.release()
             self.core.leave(self._ticket, _METADATA)
@@ -99,7 +105,7 @@ class _Change:
     def relieve(self) -> None:
         """Let tables go to disk, where a guest that hardly flushes has changed too many."""
         if self.clusters.crowded:
-            write_back(self.core, self.clusters)
+            write_back(self.core, self.clusters, HostFile.flush)
 
     def renew(self, need: Any, length: int, iov: Any = None) -> int:
         """New clusters for `length` bytes of what is needed: those of `iov`, or zeros."""
@@ -121,11 +127,11 @@ class _Change:
         return self.clusters.write_new(run, content, self.core.generation())
 
 
-def write(core: DataPath, clusters: ClusterMap, iov: Any, offset: int, flags: int) -> int:
+def write(core: DataPath, present: Present, iov: Any, offset: int, flags: int) -> int:
     """As `fdstash_image_pwritev`, with clusters allocated on the way."""
     need = ffi.new("fdstash_need *")
     done = 0
-    with _Change(core, clusters, flags) as change:
+    with _Change(core, present, flags) as change:
         while True:
             rc: int = lib.fdstash_image_write_on(
                 core.handle, iov, len(iov), offset, done, flags, need
@@ -133,26 +139,26 @@ def write(core: DataPath, clusters: ClusterMap, iov: Any, offset: int, flags: in
             if rc != NEEDS:
                 return rc
             done = need.done
-            if not _load(core, clusters, need):
+            if not _load(core, change.clusters, need):
                 done += change.renew(need, need.length, iov)
                 change.relieve()
 
 
-def zero(core: DataPath, clusters: ClusterMap, n: int, offset: int, flags: int) -> int:
+def zero(core: DataPath, present: Present, n: int, offset: int, flags: int) -> int:
     """As `fdstash_image_zero`: by entries where whole clusters are zeroed, else by bytes."""
     need = ffi.new("fdstash_need *")
     done = 0
-    with _Change(core, clusters, flags) as change:
+    with _Change(core, present, flags) as change:
         while True:
             rc: int = lib.fdstash_image_zero_on(core.handle, n, offset, done, flags, need)
             if rc != NEEDS:
                 return rc
             done = need.done
-            if _load(core, clusters, need):
+            if _load(core, change.clusters, need):
                 continue
-            part = clusters.zero_whole(need.start, need.length, need.kind, core.generation())
+            part = change.clusters.zero_whole(need.start, need.length, need.kind, core.generation())
             if not part:
-                part = clusters.to_cluster_end(need.start, need.length)
+                part = change.clusters.to_cluster_end(need.start, need.length)
                 if need.kind == Kind.DATA:
                     plain = flags & ~lib.FDSTASH_UNMAP
                     check(lib.fdstash_image_zero_on(core.handle, part, need.start, 0, plain, need))
@@ -162,34 +168,36 @@ def zero(core: DataPath, clusters: ClusterMap, n: int, offset: int, flags: int) 
             change.relieve()
 
 
-def trim(core: DataPath, clusters: ClusterMap, n: int, offset: int) -> int:
+def trim(core: DataPath, present: Present, n: int, offset: int) -> int:
     """As `fdstash_image_trim`: whole clusters are given up, parts of them stay."""
     need = ffi.new("fdstash_need *")
     done = 0
-    with _Change(core, clusters, 0) as change:
+    with _Change(core, present, 0) as change:
         while True:
             rc: int = lib.fdstash_image_trim_on(core.handle, n, offset, done, need)
             if rc != NEEDS:
                 return rc
             done = need.done
-            if not _load(core, clusters, need):
-                part = clusters.zero_whole(need.start, need.length, need.kind, core.generation())
-                done += part or clusters.to_cluster_end(need.start, need.length)
+            if not _load(core, change.clusters, need):
+                part = change.clusters.zero_whole(
+                    need.start, need.length, need.kind, core.generation()
+                )
+                done += part or change.clusters.to_cluster_end(need.start, need.length)
                 change.relieve()
 
 
-def flush(core: DataPath, clusters: ClusterMap) -> None:
+def flush(core: DataPath, present: Present) -> None:
     """Entries, then files. Raises what either has met."""
     ticket = core.enter(_METADATA)
     try:
-        write_back(core, clusters)
+        write_back(core, present(), HostFile.flush)
     finally:
         core.leave(ticket, _METADATA)
     core.flush_files()
 
 
-def write_back(core: DataPath, clusters: ClusterMap) -> None:
+def write_back(core: DataPath, clusters: ClusterMap, flush: Callable[[HostFile], None]) -> None:
     """Put entries on disk: for who holds the gate, or is counted by it."""
     with clusters.lock:
-        durable = not core.flags & lib.FDSTASH_NO_FLUSH
-        clusters.write_back(core.generation(), durable=durable)
+        waits = not core.flags & lib.FDSTASH_NO_FLUSH
+        clusters.write_back(core.generation(), flush if waits else None)

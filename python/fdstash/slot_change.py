@@ -125,17 +125,24 @@ class SlotChange:
         return self._swap.pread(file.index, n, offset)
 
     def classes(self) -> int:
-        """What the swap says, or all writes where a callable runs."""
-        return self._swap.classes | (ALL_WRITES if self.prepare is not None else 0)
+        """What the swap says, or all writes where a callable runs or the map is exchanged."""
+        # A write between a commit and its rollback would change a map that is dropped.
+        held = self.prepare is not None or self._reads_tables_again
+        return self._swap.classes | (ALL_WRITES if held else 0)
+
+    @property
+    def _reads_tables_again(self) -> bool:
+        return self.writable and not self._before[0] and self._graph.clusters is not None
 
     def before_commit(self, until: float | None) -> None:
         """Run `prepare`, and look whether it left the header as it was."""
-        if self._before[0] and not self.writable:
+        if self._before[0] and (not self.writable or self.prepare is not None):
+            # Before the mode goes, and for a callable that reads or copies files.
             self.state.write_back()
         if self.prepare is not None:
             self.prepare()
             self._look_at_header(until)
-        if self.writable and not self._before[0] and self._graph.clusters is not None:
+        if self._reads_tables_again:
             # Tables may have been written to since they were loaded.
             self._fresh = self._graph.new_map()
 
@@ -165,6 +172,7 @@ class SlotChange:
         """A guest that never flushes relies on every write, those before this one too."""
         core, (writable, cache) = self.state.core, self._before
         core.flags = image_flags(cache._replace(durable=True), writable=writable)
+        self.state.write_back()
         core.sync()
 
     def _set(self, writable: bool, cache: CacheMode) -> None:

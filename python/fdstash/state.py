@@ -6,17 +6,17 @@ import errno
 import os
 import threading
 import weakref
+from collections.abc import Callable
 
 from fdstash import needs
 from fdstash._ffi import lib
 from fdstash.cache import CacheMode
-from fdstash.datapath import DataPath, Requests, remaining
-from fdstash.errors import ClosedError, ImageIOError, ReopenError
+from fdstash.datapath import DataPath, remaining
+from fdstash.errors import ClosedError, Error, ImageIOError, ReopenError
 from fdstash.graph import Graph, Map
+from fdstash.hostfile import HostFile
 
 __all__ = ["ImageState", "image_flags"]
-
-_WRITES = int(Requests.WRITES | Requests.UNALIGNED_WRITES)
 
 #: Every open image of this process, for a forked child.
 _live: weakref.WeakSet[ImageState] = weakref.WeakSet()
@@ -90,9 +90,12 @@ class ImageState:
         self.lock.release()
 
     def write_back(self) -> None:
-        """Put the entries of cluster tables on disk. Raises `ImageIOError`."""
+        """Put the entries of cluster tables on disk. Raises `ImageIOError`.
+
+        What went wrong the next `flush` raises as well: this is not of a request.
+        """
         if self.graph.clusters is not None:
-            needs.write_back(self.core, self.graph.clusters)
+            needs.write_back(self.core, self.graph.clusters, HostFile.sync)
 
     def close(self) -> None:
         """Flush, refuse requests, wait for those in flight, close every descriptor.
@@ -106,14 +109,12 @@ class ImageState:
                 raise ImageIOError(
                     errno.EDEADLK, "an image cannot be closed from within its own reopen", self.name
                 )
-            # A write after the last entries were written back would be lost.
-            self.core.hold(_WRITES, None)
-            try:
-                error = self._last_error()
-                self.closed = True
-                self.core.close()
-            finally:
-                self.core.release()
+            # Also of an image that is read-only by now.
+            error = _first_error(self.write_back, self.core.flush_files)
+            self.closed = True
+            self.core.close()
+            # What writes that were let in before that have allocated.
+            error = error or _first_error(self.write_back)
             for graph in (self.graph, *self.retired):
                 graph.close()
             for former in self.retired_maps:
@@ -121,16 +122,6 @@ class ImageState:
             self.retired, self.retired_maps = [], []
         if error is not None:
             raise error
-
-    def _last_error(self) -> ImageIOError | None:
-        """Make everything durable, also of an image that is read-only by now."""
-        error: ImageIOError | None = None
-        for step in (self.write_back, self.core.flush_files):
-            try:
-                step()
-            except ImageIOError as failed:
-                error = error or failed
-        return error
 
     def retire_map(self, former: Map) -> None:
         """Drop a map that requests may still be looking at."""
@@ -147,6 +138,16 @@ class ImageState:
             for former in self.retired_maps:
                 former.layer.release()
             self.retired, self.retired_maps = [], []
+
+
+def _first_error(*steps: Callable[[], None]) -> Error | None:
+    error: Error | None = None
+    for step in steps:
+        try:
+            step()
+        except Error as failed:
+            error = error or failed
+    return error
 
 
 def _in_forked_child() -> None:

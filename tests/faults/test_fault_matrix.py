@@ -20,7 +20,7 @@ from fdstash.locking import LockSet
 from fdstash.path_change import PathChange
 from fdstash.slot_change import SlotChange
 from fdstash.swap import Swap
-from tests.support.diskset import DiskSet
+from tests.support.diskset import GROWING, DiskSet
 from tests.support.faultshim import FaultShim
 from tests.support.lifecycle import Lifecycle, Source
 from tests.support.load import Hang
@@ -58,15 +58,24 @@ KINDS = [
     Kind("directsync", SETFL, cache=("writeback", "directsync")),
     Kind("prepare", SETFL, cache=DIRECT, prepare=True),
 ]
+BACKING = [
+    Kind("backing", PATH, backing="link"),
+    Kind("backing-direct", PATH, backing="link", cache=DIRECT),
+]
 BY_NAME = {kind.name: kind for kind in KINDS}
 
 #: Layouts, and the kinds of change of each image in them.
-SINGLE = [((layout,), (kind,)) for layout in ("raw", "vmdk") for kind in KINDS]
+SINGLE = [
+    *(((layout,), (kind,)) for layout in ("raw", "vmdk", *GROWING) for kind in KINDS),
+    *(((layout,), (kind,)) for layout in GROWING for kind in BACKING),
+]
 PAIRS = [(layouts, (kind, kind)) for layouts in (("raw", "raw"), ("raw", "vmdk")) for kind in KINDS]
 MIXED = [
     (("raw", "vmdk"), (BY_NAME["setfl"], BY_NAME["link"])),
     (("vmdk", "raw"), (BY_NAME["copy"], BY_NAME["readonly"])),
     (("vmdk", "raw"), (BY_NAME["readwrite"], BY_NAME["proc"])),
+    (("delta", "cowd"), (BY_NAME["readonly"], BY_NAME["readonly"])),
+    (("cowd", "delta"), (BY_NAME["readwrite"], BY_NAME["copy"])),
 ]
 TIMED = [
     Kind("readonly-timeout", PROC, mode=("r+", "r"), timeout=60),
@@ -245,7 +254,7 @@ SABOTAGES: dict[str, tuple[tuple[object, str, object], tuple[str, Position], str
         "wrong bytes",
     ),
     "an error of write-back is forgotten": (
-        (DataPath, "sync", DataPath.flush),
+        (DataPath, "sync", DataPath.flush_files),
         ("link", SYNC_FAILS),
         "flush says []",
     ),
@@ -306,10 +315,12 @@ def lifecycle(
 
 
 WHERE = [("tmpfs", "raw"), ("tmpfs", "vmdk"), ("ext4", "raw"), ("ext4", "vmdk"), ("loop", "device")]
+#: Their close writes entries back, and is in the matrix of requests.
+SPARSE = [("tmpfs", layout) for layout in GROWING]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-@pytest.mark.parametrize(("system", "layout"), WHERE)
+@pytest.mark.parametrize(("system", "layout"), [*WHERE, *SPARSE])
 def test_every_call_of_an_open_may_fail(
     system: str,
     layout: str,
@@ -323,7 +334,7 @@ def test_every_call_of_an_open_may_fail(
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
-@pytest.mark.parametrize(("system", "layout"), WHERE)
+@pytest.mark.parametrize(("system", "layout"), [*WHERE, *SPARSE])
 def test_every_call_of_extract_fds_may_fail(
     system: str, layout: str, *, again: bool, lifecycle: Callable[..., Lifecycle], tally: Tally
 ) -> None:

@@ -16,41 +16,57 @@ from fdstash import FDStash, Image
 from tests.support.disks import SECTOR, ExtentSpec, FlatDisk, make_flat, make_raw
 from tests.support.kernel import access_mode, is_direct, open_descriptors
 from tests.support.seen import READER_BYTES, WRITER_BYTES
+from tests.support.sparse_disks import SparseDisk, make_cowd, make_delta
+from tests.support.sparse_files import guest_bytes, sparse_trouble
 
-__all__ = ["FIVE_EXTENTS", "DiskSet", "disagreements", "wrong_bytes"]
+__all__ = ["FIVE_EXTENTS", "GROWING", "DiskSet", "disagreements", "wrong_bytes"]
 
+#: Layouts that grow when they are written to, over a parent; with tables from the start or none.
+GROWING = ("delta", "cowd")
 #: Boundaries on no page, and offsets in the files that move pages apart.
 FIVE_EXTENTS = tuple(
     ExtentSpec("RW", sectors, name=f"extent-{number}.bin", start=start)
     for number, (sectors, start) in enumerate([(37, 0), (128, 8), (91, 3), (24, 1), (203, 16)])
 )
 _RAW_SIZE = 256 << 10
+_SPARSE_SIZE = 500 << 10
+#: Sectors, and sectors of a grain.
+_COWD_EXTENTS = ((90, 1), (400, 8), (301, 1))
 _HOMES = ("own", "link", "copy")
 #: A line of /proc/locks or of a descriptor's fdinfo; one that only waits has an arrow.
 _LOCK = re.compile(r"^(?:lock:\s*)?\d+: ([^>]*) ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\d+)\s")
 
 
 class DiskSet:
-    """The files of an image of one layout (raw, vmdk, or a device), at each of its homes."""
+    """The files of an image (raw, vmdk, `GROWING`, or a device), at each of its homes."""
 
     def __init__(self, place: Path, layout: str, seed: int, device: str | None = None) -> None:
         self.layout = layout
-        self.format = "vmdk" if layout == "vmdk" else "raw"
-        self._disks: dict[str, FlatDisk | Path] = {}
+        self.format = "raw" if layout in ("raw", "device") else "vmdk"
+        #: Whether it grows as it is written to; see `reset`.
+        self.grows = layout in GROWING
+        self._disks: dict[str, FlatDisk | SparseDisk | Path] = {}
         if device is None:
             self._make(place.resolve(), seed)
         else:
             self._disks["own"] = Path(device)
         every = {file for home in self._disks for file in self.files(home)}
         self._identities = {file: _identity(file) for file in sorted(every)}
+        self._fresh = {file: Path(file).read_bytes() for file in every if self.grows}
 
     def _make(self, place: Path, seed: int) -> None:
         for home in _HOMES:
             (place / home).mkdir(parents=True)
         own = place / "own"
-        disk: FlatDisk | Path
+        disk: FlatDisk | SparseDisk | Path
         if self.layout == "vmdk":
             disk = make_flat(own, FIVE_EXTENTS, seed=seed)
+            files = disk.files
+        elif self.layout == "delta":
+            disk = make_delta(own, _SPARSE_SIZE, _SPARSE_SIZE * 2 // 5, seed=seed)
+            files = disk.files
+        elif self.layout == "cowd":
+            disk = make_cowd(own, _COWD_EXTENTS, seed=seed)
             files = disk.files
         else:
             disk = make_raw(own, _RAW_SIZE, seed=seed)
@@ -59,19 +75,38 @@ class DiskSet:
             for file in files if home != "own" else []:
                 make = os.link if home == "link" else shutil.copyfile
                 make(file, place / home / file.name)
-            self._disks[home] = (
-                disk._replace(path=place / home / disk.path.name)
-                if isinstance(disk, FlatDisk)
-                else place / home / disk.name
-            )
+            if isinstance(disk, FlatDisk):
+                self._disks[home] = disk._replace(path=place / home / disk.path.name)
+            elif isinstance(disk, SparseDisk):
+                extents = tuple(place / home / file.name for file in disk.extents)
+                self._disks[home] = SparseDisk(place / home / disk.path.name, extents)
+            else:
+                self._disks[home] = place / home / disk.name
 
     def path(self, home: str = "own") -> str:
         disk = self._disks[home]
-        return str(disk.path if isinstance(disk, FlatDisk) else disk)
+        return str(disk if isinstance(disk, Path) else disk.path)
+
+    def parent(self, home: str = "own") -> str | None:
+        """The file of the parent, which is only read."""
+        disk = self._disks[home]
+        return str(disk.parent) if isinstance(disk, SparseDisk) else None
 
     def files(self, home: str = "own") -> list[str]:
         disk = self._disks[home]
-        return [str(file) for file in (disk.files if isinstance(disk, FlatDisk) else [disk])]
+        return [str(file) for file in ([disk] if isinstance(disk, Path) else disk.files)]
+
+    @property
+    def parents(self) -> set[str | None]:
+        """Those of every home."""
+        return {self.parent(home) for home in self._disks}
+
+    def reset(self) -> None:
+        """Every file of a layout that grows as it was made, in place. While it is not open."""
+        for path, data in self._fresh.items():
+            with open(path, "r+b") as file:
+                file.truncate()
+                file.write(data)
 
     def identities(self, home: str = "own") -> list[tuple[int, int]]:
         """Device and inode of each."""
@@ -80,12 +115,21 @@ class DiskSet:
     def guest_bytes(self, home: str = "own") -> bytes:
         """What the host's files say that a guest must read."""
         disk = self._disks[home]
+        if isinstance(disk, SparseDisk):
+            return guest_bytes(disk.path)
         return disk.guest_bytes() if isinstance(disk, FlatDisk) else disk.read_bytes()
+
+    def trouble(self, home: str = "own") -> Iterator[str]:
+        """What is wrong with tables on disk."""
+        disk = self._disks[home]
+        if isinstance(disk, SparseDisk):
+            yield from sparse_trouble(disk.path)
 
     def copy(self, source: str, target: str) -> None:
         """Bring the files of one home up to date with another's, in place."""
         for old, new in zip(self.files(source), self.files(target), strict=True):
             with open(old, "rb") as file, open(new, "r+b") as copy:
+                copy.truncate()
                 copy.write(file.read())
 
     def open(self, mode: str, cache: str = "writeback", home: str = "own", **options: Any) -> Image:
@@ -110,13 +154,16 @@ class DiskSet:
         meanwhile a reader may miss a line. This process's own locks are all below fdinfo.
         """
         held = {"r": READER_BYTES, "r+": WRITER_BYTES, None: []}[mode]
-        live = self.identities(home)
+        live = dict.fromkeys(self.identities(home), held)
+        parent = self.parent(home)
+        if parent is not None and mode is not None:
+            live[self._identities[parent]] = READER_BYTES
         for _ in range(20 if of_the_system else 1):
             locks = self._locked_bytes(["/proc/locks"] if of_the_system else self._descriptions())
             wrong = {
                 file: locks[identity]
                 for file, identity in self._identities.items()
-                if locks[identity] != (held if identity in live else [])
+                if locks[identity] != live.get(identity, [])
             }
             if not wrong:
                 return
@@ -154,6 +201,7 @@ def disagreements(image: Image, disks: DiskSet, home: str = "own") -> Iterator[s
     """Where `files`, `mode` and `cache` differ from what the kernel says."""
     files = image.files
     direct = image.cache in ("none", "directsync")
+    parent = _identity(disks.parent(home) or os.devnull)
     if sorted((file.device, file.inode) for file in files) != sorted(disks.identities(home)):
         yield f"these are not the files of {home}: {files}"
     for file in files:
@@ -161,18 +209,22 @@ def disagreements(image: Image, disks: DiskSet, home: str = "own") -> Iterator[s
         kernel = (access_mode(file.fd), is_direct(file.fd), status.st_dev, status.st_ino)
         if (file.mode, file.direct, file.device, file.inode) != kernel:
             yield f"{file}, but the kernel says {kernel}"
-        if file.direct != direct or file.mode != image.mode:
+        mode = "r" if (file.device, file.inode) == parent else image.mode
+        if file.direct != direct or file.mode != mode:
             yield f"{file} in an image of {image.mode}, cache={image.cache}"
 
 
 def wrong_bytes(image: Image, model: bytearray, disks: DiskSet, home: str = "own") -> Iterator[str]:
     """Where image and host differ from the model; also writes a little."""
+    if disks.grows and image.mode == "r+":
+        image.flush()  # entries are on disk only then
     found = image.pread(len(model), 0)
     if found != model:
         yield f"the image serves wrong bytes, from {_differ(found, model)} on"
     host = disks.guest_bytes(home)
     if host != model:
         yield f"the host's files hold wrong bytes, from {_differ(host, model)} on"
+    yield from disks.trouble(home)
     for offset, data in ((SECTOR * 8, os.urandom(SECTOR * 8)), (SECTOR * 36 + 7, b"odd" * 700)):
         try:
             image.pwrite(data, offset)

@@ -125,7 +125,7 @@ class Matrix:
         for subject, kind in self._pairs:
             subject.load.pause(self._patience)
             subject.load.refused = 0
-            if kind.fresh:
+            if kind.fresh or subject.disks.grows:
                 subject.open_again(kind.mode[0], kind.cache[0])
             else:
                 subject.restore(kind)
@@ -297,8 +297,10 @@ class Matrix:
         yield from self._sound()
 
     def _routes(self, reports: Sequence[ReopenReport]) -> Iterator[str]:
-        for report, (_, kind) in zip(reports, self._pairs, strict=True):
-            if set(report.routes.values()) != kind.routes:
+        for report, (subject, kind) in zip(reports, self._pairs, strict=True):
+            parents = subject.disks.parents  # only read, so others may do for them
+            routes = {route for name, route in report.routes.items() if name not in parents}
+            if routes != kind.routes:
                 yield f"the routes are {dict(report.routes)}"
 
 

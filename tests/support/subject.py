@@ -25,6 +25,8 @@ class Kind:
     routes: frozenset[str]
     mode: tuple[str, str] = ("r+", "r+")
     cache: tuple[str, str] = ("writeback", "writeback")
+    backing: str | None = None
+    """``link``: to a hard link to the parent."""
     path: str | None = None
     """``own``; ``link``: to hard links; ``copy``: to a copy that `prepare` brings up to date."""
     stash: bool = False
@@ -61,6 +63,10 @@ class Subject:
 
     def open_again(self, mode: str, cache: str) -> None:
         self.image.close()
+        if self.disks.grows:
+            self.live = "own"
+            self.disks.reset()
+            self.model[:] = self.disks.guest_bytes()
         self.image = self.load.image = self.disks.open(mode, cache)
 
     def start_over(self) -> None:
@@ -120,6 +126,8 @@ class Subject:
             options["prepare"] = lambda: image.pread(4096, 0)
         if kind.path is not None:
             self._change_path(options, kind.path)
+        if kind.backing is not None:
+            options["backing"] = self.disks.parent(kind.backing)
         return options
 
     def _change_path(self, options: dict[str, Any], home: str) -> None:
@@ -154,7 +162,10 @@ class Subject:
     # ------------------------------------------------------------------ what it is
 
     def state(self) -> State:
-        return State(self.image.mode, self.image.cache, self.image.files)
+        files = self.image.files
+        if self.disks.grows:
+            files = tuple(file._replace(size=0) for file in files)
+        return State(self.image.mode, self.image.cache, files)
 
     def lock_trouble(self, mode: str, *, of_the_system: bool = False) -> Iterator[str]:
         return self.disks.lock_trouble(mode, self.live, of_the_system=of_the_system)
