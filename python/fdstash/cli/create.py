@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,6 @@ import fdstash
 from fdstash.cli.options import flag, split_options
 from fdstash.cli.options import size as size_type
 from fdstash.cli.sizes import format_size, parse_size
-from fdstash.errors import UnsupportedFormatError
 from fdstash.formats import registry
 from fdstash.formats.options import CreateOption
 
@@ -60,11 +58,7 @@ def create(
     options.pop("size", None)
     fdstash.create(filename, image_format, size, **options)
     if not quiet:
-        # Some kinds can be made and not opened; there the size is as it was asked for.
-        with (
-            contextlib.suppress(UnsupportedFormatError),
-            fdstash.open(filename, "r", format=image_format, lock=False) as image,
-        ):
+        with fdstash.open(filename, "r", format=image_format, lock=False) as image:
             size = image.size
         words = [f"format {image_format}", f"{format_size(size)} ({size} bytes)"]
         words += [f"{name} {value}" for name, value in options.items()]
