@@ -57,4 +57,13 @@ def test_ratio_and_difference_are_of_pairs_and_not_of_medians() -> None:
 def test_a_target_is_missed_only_by_the_whole_interval(
     ratio: Interval, difference: Interval, verdict: str
 ) -> None:
-    assert Target("ratio", 1.5, fixed=15).verdict(ratio, difference) == verdict
+    ours = Interval(100, 90, 110)
+    assert Target("ratio", 1.5, fixed=15).verdict(ratio, difference, ours) == verdict
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"), [(120, "met"), (100, "within noise"), (80, "missed")]
+)
+def test_a_target_can_be_of_ours_alone(limit: float, verdict: str) -> None:
+    ours, other = Interval(100, 90, 110), Interval(7, 7, 7)
+    assert Target("ours", limit).verdict(other, other, ours) == verdict
