@@ -5,7 +5,6 @@
  * Requests of BYTES at offsets in no order, of an image of one linear segment, or
  * of a cluster table whose clusters lie in no order. The function `counted` makes
  * REQUESTS of them, after as many have been made. */
-#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +12,7 @@
 #include <unistd.h>
 
 #include "fdstash.h"
+#include "must.h"
 
 #define CLUSTER_BITS 16
 #define CLUSTERS 256
@@ -21,22 +21,6 @@
 #define REQUESTS 512
 /* Odd, so that every cluster is met once. */
 #define STRIDE 101
-
-static void must(int ok, const char *what)
-{
-    if (!ok) {
-        fprintf(stderr, "%s: %s\n", what, strerror(errno));
-        exit(1);
-    }
-}
-
-static int64_t check(int64_t rc, const char *what)
-{
-    if (rc < 0)
-        errno = (int)-rc;
-    must(rc >= 0, what);
-    return rc;
-}
 
 static fdstash_file *make_file(const char *folder)
 {

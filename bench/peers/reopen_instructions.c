@@ -6,7 +6,6 @@
  * in its order. The function `counted` is one reopen; it is run there and back
  * once everything has been done before, so that nothing is done for the first
  * time in it. */
-#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +13,7 @@
 #include <unistd.h>
 
 #include "fdstash.h"
+#include "must.h"
 
 #define FILE_BYTES 65536
 #define EVERY_ROUTE (FDSTASH_ROUTE_SETFL | FDSTASH_ROUTE_PROC | FDSTASH_ROUTE_PATH)
@@ -29,23 +29,6 @@ struct subject {
     uint8_t *routes;
     int *close_errors;
 };
-
-static void must(int ok, const char *what)
-{
-    if (!ok) {
-        fprintf(stderr, "%s: %s\n", what, strerror(errno));
-        exit(1);
-    }
-}
-
-/* -errno, as the core has it. */
-static int64_t check(int64_t rc, const char *what)
-{
-    if (rc < 0)
-        errno = (int)-rc;
-    must(rc >= 0, what);
-    return rc;
-}
 
 static void reopen(struct subject *s, int flags)
 {

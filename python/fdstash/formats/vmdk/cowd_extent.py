@@ -5,7 +5,6 @@ After VMware's "Virtual Disk Format 5.0", "ESXi Host Sparse Extents".
 
 from __future__ import annotations
 
-from fdstash.errors import FormatError
 from fdstash.formats.base import FileChild, Kind, ReadAt
 from fdstash.formats.tables import Entry, Part, Rule
 from fdstash.formats.vmdk import cowd
@@ -62,14 +61,7 @@ class CowdExtent(SectorTables):
     def revalidate(self, read: ReadAt) -> None:
         """The same header but for what changes with each grain."""
         fresh = self._read_header(read)
-        for field in _LAYOUT:
-            if getattr(fresh, field) != getattr(self.header, field):
-                raise FormatError(
-                    "the COWD header is no longer the one that was opened; open the image again",
-                    file=self.file.name,
-                    offset=0,
-                    field=field,
-                )
+        self.keep_layout(fresh, _LAYOUT)
         self.header = fresh
         self._read_directory(read)
 

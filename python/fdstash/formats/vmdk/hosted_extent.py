@@ -103,14 +103,7 @@ class HostedExtent(SectorTables):
     def revalidate(self, read: ReadAt) -> None:
         """The same header but for what says how the file was closed."""
         fresh = read_header(self.file, read)
-        for field in _LAYOUT:
-            if getattr(fresh, field) != getattr(self.header, field):
-                raise FormatError(
-                    "the sparse header is no longer the one that was opened; open the image again",
-                    file=self.file.name,
-                    offset=0,
-                    field=field,
-                )
+        self.keep_layout(fresh, _LAYOUT)
         self._read_directories(read)
 
     def _read_directories(self, read: ReadAt) -> None:

@@ -7,7 +7,7 @@ entry a sector of the file. Grains and tables are added at the end of the file.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fdstash.errors import FormatError, os_error
 from fdstash.formats.base import FileChild, Kind, ReadAt
@@ -136,6 +136,17 @@ class SectorTables(GrainFile):
         self._end = end
 
     # -- reading
+
+    def keep_layout(self, fresh: SparseHeader | CowdHeader, fields: Iterable[str]) -> None:
+        """Raises `FormatError` where `fresh` differs from the header in one of `fields`."""
+        for field in fields:
+            if getattr(fresh, field) != getattr(self.header, field):
+                raise FormatError(
+                    "the header is no longer the one that was opened; open the image again",
+                    file=self.file.name,
+                    offset=0,
+                    field=field,
+                )
 
     def read_directory(
         self, read: ReadAt, field: str, sector: int, count: int, table_bytes: int
