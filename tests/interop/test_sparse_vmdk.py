@@ -22,6 +22,7 @@ from fdstash.formats.vmdk.stream_reader import Grain, StreamReader
 from fdstash.formats.vmdk.stream_writer import StreamWriter
 from tests.support.command import command
 from tests.support.qemu_tools import qemu_img, qemu_io
+from tests.support.vmdk_peers import READERS
 
 MIB = 1 << 20
 GRAIN = 65536
@@ -209,7 +210,8 @@ def random_grains(seed: int, count: int, chance: float, grain: int = GRAIN) -> d
 def text_for(name: str, sectors: int) -> bytes:
     return (
         "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
-        f'createType="streamOptimized"\nRW {sectors} SPARSE "{name}"\n'
+        f'createType="streamOptimized"\n\n# Extent description\nRW {sectors} SPARSE "{name}"\n\n'
+        "# The Disk Data Base\n#DDB\n\n"  # libvmdk looks for these comments
     ).encode()
 
 
@@ -225,8 +227,12 @@ def stream(path: Path, size: int, grains: dict[int, bytes], **options: Any) -> N
     assert cat.wait() == 0
 
 
+def has_zeros(grains: dict[int, bytes]) -> bool:
+    return not all(map(any, grains.values()))
+
+
 @pytest.mark.parametrize("seed", range(6))
-def test_qemu_reads_a_stream(seed: int, tmp_path: Path) -> None:
+def test_a_stream_is_read_by_all(seed: int, tmp_path: Path) -> None:
     grain = (8, 16, 128, 128, 256, 2048)[seed] * 512
     count = (3000, 100, 1100, 10, 600, 20)[seed]
     grains = random_grains(seed, count, (0.05, 1, 0.1, 0, 0.1, 1)[seed], grain)
@@ -238,15 +244,22 @@ def test_qemu_reads_a_stream(seed: int, tmp_path: Path) -> None:
     assert found["format-specific"]["data"]["create-type"] == "streamOptimized"
     assert found["cluster-size"] == grain
     same_as(path, raw)
-    judged("convert", "-f", "vmdk", "-O", "raw", path, tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == raw.read_bytes()
+    with fdstash.open(path) as image:
+        assert image.pread(size, 0) == raw.read_bytes()
+    for name, read in READERS.items():
+        # libvmdk takes no grains of 8 sectors, and an entry for zeros for a sector.
+        if name != "libvmdk" or (grain > 4096 and not (seed % 2 and has_zeros(grains))):
+            assert read(path) == raw.read_bytes(), name
 
 
-def test_qemu_reads_a_stream_whose_last_grain_is_cut(tmp_path: Path) -> None:
+def test_a_stream_whose_last_grain_is_cut_is_read_by_all(tmp_path: Path) -> None:
     size = 3 * GRAIN + 1536
     grains = {0: b"a" * GRAIN, 3: b"z" * 1536}
-    stream(tmp_path / "disk.vmdk", size, grains)
-    same_as(tmp_path / "disk.vmdk", raw_disk(tmp_path / "raw", size, grains))
+    path, raw = tmp_path / "disk.vmdk", raw_disk(tmp_path / "raw", size, grains)
+    stream(path, size, grains)
+    same_as(path, raw)
+    for name, read in READERS.items():
+        assert read(path) == raw.read_bytes(), name
 
 
 @pytest.mark.parametrize("size", [10 * MIB, 70 * MIB + 512])

@@ -89,6 +89,10 @@ class RequestMachine(RuleBasedStateMachine):
     #: Those among `others` that are never written.
     only_read: Sequence[str] = ()
 
+    def is_only_read(self, name: str) -> bool:
+        """Whether a file of that name is only read, whatever the image's mode."""
+        return name in {str(self.path.parent / each) for each in self.only_read}
+
     def never_written(self, offset: int, n: int) -> bool:
         """Whether a part of the range must not be written."""
         return False
@@ -226,9 +230,8 @@ class RequestMachine(RuleBasedStateMachine):
         assert_as_kernel_says(self.image)
         found = {(file.device, file.inode) for file in self.image.files}
         assert found == {(s.st_dev, s.st_ino) for s in map(os.stat, self.files)}
-        only_read = {str(self.path.parent / name) for name in self.only_read}
         for file in self.image.files:
-            assert file.mode == ("r" if file.name in only_read else self.mode)
+            assert file.mode == ("r" if self.is_only_read(file.name) else self.mode)
         assert (self.image.mode, self.image.cache) == (self.mode, self.cache)
         assert self.image.size == len(self.model)
 

@@ -27,11 +27,13 @@ class SparseKind(NamedTuple):
     parents: Sequence[str] = ()  #: the chain below, the nearest first; one file each
     only_read: Sequence[str] = ()  #: of `sparse` and `flat`
     never_written: Sequence[range] = ()  #: guest bytes
-    qemu: bool = True  #: whether QEMU reads it
+    #: Whether QEMU reads it right: after a last grain that is cut it takes some of the next extent
+    #: for the rest of that grain, and it leaves out ZERO and RDONLY extents.
+    qemu: bool = True
     #: Which of libvmdk and dissect.hypervisor read it right, whatever was written. libvmdk takes
     #: an entry for a zero grain for a sector, loses its way after an extent that is no whole
     #: number of grains, and wants a parent of the same size; dissect fails after the end of a
-    #: parent. Both leave out what they do not know, as QEMU does: ZERO and RDONLY extents.
+    #: parent, and leaves out ZERO extents.
     peers: Sequence[str] = _PEERS
 
 
@@ -51,8 +53,9 @@ def _patched(size: int, grains: Mapping[int, bytes], grain: int) -> bytearray:
 
 
 _ONE = 33 * MIB + 5 * SECTOR  # two tables
-_EACH = 2 * MIB + 9 * SECTOR
+_EACH = MIB + 64 * KIB
 _SPLIT = 9 * _EACH - 3 * SECTOR
+_ODD = MIB + 9 * SECTOR  # no whole grains
 _SMALL = 3 * MIB + 3 * SECTOR
 _COWD = 20 * MIB + 3 * SECTOR
 _CHILD = 2 * MIB + 7 * SECTOR
@@ -77,10 +80,9 @@ def _child(parent_size: int, **options: Any) -> Callable[[Path], bytearray]:
     def make(home: Path) -> bytearray:
         (home / "base").mkdir()
         model = bytearray(_CHILD)
-        fdstash.create(
-            home / "base" / "disk.vmdk", "vmdk", parent_size, subformat="monolithicSparse"
-        )
-        with fdstash.open(home / "base" / "disk.vmdk", "r+") as parent:
+        path = home / "base" / "parent.vmdk"
+        fdstash.create(path, "vmdk", parent_size, subformat="monolithicSparse")
+        with fdstash.open(path, "r+") as parent:
             for offset in (0, 200_000, 700_000, parent_size - 60_000):
                 data = noise(60_000, offset)
                 parent.pwrite(data, offset)
@@ -90,7 +92,7 @@ def _child(parent_size: int, **options: Any) -> Callable[[Path], bytearray]:
             "vmdk",
             _CHILD,
             subformat="monolithicSparse",
-            backing_file="base/disk.vmdk",
+            backing_file="base/parent.vmdk",
             **options,
         )
         return model
@@ -105,13 +107,13 @@ def _mixed(home: Path) -> bytearray:
     write_file(home / "flat-2", flat[1])
     lines = [
         'RW 37 FLAT "flat-1" 0',
-        write_hosted_extent(home / "grains-1", 300 * SECTOR, redundant=False),
-        write_cowd_extent(home / "grains-2", 5000 * SECTOR, {4999: b"e" * SECTOR}, grain=2),
+        write_hosted_extent(home / "grains-1", 304 * SECTOR, redundant=False),
+        write_cowd_extent(home / "grains-2", 5000 * SECTOR, {2: b"e" * 2 * SECTOR}, grain=2),
         'RW 91 FLAT "flat-2" 0',
     ]
     describe(home / "disk.vmdk", lines, "twoGbMaxExtentSparse")
-    # Grain 4999 is after the end: what a reader has to pass over.
-    return bytearray(flat[0] + bytes(5300 * SECTOR) + flat[1])
+    sparse = bytes(308 * SECTOR) + b"e" * 2 * SECTOR + bytes(4994 * SECTOR)
+    return bytearray(flat[0] + sparse + flat[1])
 
 
 def _custom(home: Path) -> bytearray:
@@ -159,22 +161,29 @@ KINDS: Mapping[str, SparseKind] = {
         [f"disk-s{number:03}.vmdk" for number in range(1, 10)],
         peers=["dissect"],
     ),
+    "odd-extents": SparseKind(
+        _created(3 * _ODD, subformat="twoGbMaxExtentSparse", extent_size=_ODD),
+        [*(_ODD * n for n in range(4)), *(_ODD * n + 64 * KIB for n in range(3))],
+        [f"disk-s{number:03}.vmdk" for number in range(1, 4)],
+        qemu=False,
+        peers=["dissect"],
+    ),
     "small-tables": SparseKind(_small, [*range(0, _SMALL, 128 * KIB), 8 * KIB, _SMALL], ["grains"]),
     "vmfsSparse": SparseKind(_cowd, [*range(0, _COWD, 2 * MIB), _COWD], ["grains"]),
-    "child": SparseKind(_child(_CHILD), _CHILD_EDGES, ["disk.vmdk"], parents=["base/disk.vmdk"]),
+    "child": SparseKind(_child(_CHILD), _CHILD_EDGES, ["disk.vmdk"], parents=["base/parent.vmdk"]),
     "child-of-shorter": SparseKind(
-        _child(_PARENT), _CHILD_EDGES, ["disk.vmdk"], parents=["base/disk.vmdk"], peers=[]
+        _child(_PARENT), _CHILD_EDGES, ["disk.vmdk"], parents=["base/parent.vmdk"], peers=[]
     ),
     "child-zeroed_grain": SparseKind(
         _child(_CHILD, zeroed_grain=True),
         _CHILD_EDGES,
         ["disk.vmdk"],
-        parents=["base/disk.vmdk"],
+        parents=["base/parent.vmdk"],
         peers=["dissect"],
     ),
     "mixed": SparseKind(
         _mixed,
-        [0, *(sectors * SECTOR for sectors in (37, 337, 345, 5337, 5428))],
+        [0, *(sectors * SECTOR for sectors in (37, 45, 341, 4437, 5341, 5432))],
         ["grains-1", "grains-2"],
         ["flat-1", "flat-2"],
         peers=["dissect"],

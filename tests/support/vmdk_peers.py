@@ -44,16 +44,17 @@ def by_libvmdk(path: Path, parents: Sequence[Path] = ()) -> bytes:
 
 def by_dissect(path: Path) -> bytes:
     vmdk = need_package("dissect.hypervisor.disk.vmdk", "dissect.hypervisor")
-    disk = vmdk.VMDK(path)
-    try:
-        # Its `read` goes on to the next 8 KiB, and fails where that is after the end.
-        data: bytes = disk.read_sectors(0, disk.sector_count)
-        return data
-    finally:
-        while disk is not None:
-            for each in disk.disks:
-                each.fh.close()
-            disk = disk.parent or getattr(disk.disks[0], "parent", None)
+    with path.open("rb") as file:
+        disk = vmdk.VMDK(file)
+        try:
+            # Its `read` goes on to the next 8 KiB, and fails where that is after the end.
+            data: bytes = disk.read_sectors(0, disk.sector_count)
+            return data
+        finally:
+            while disk is not None:
+                for each in disk.disks:
+                    each.fh.close()
+                disk = disk.parent or getattr(disk.disks[0], "parent", None)
 
 
 READERS: Mapping[str, Callable[[Path], bytes]] = {
