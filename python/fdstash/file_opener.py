@@ -93,7 +93,13 @@ class FileOpener:
             fd = source.file
             name = source.name if source.name is not None else f"fd:{fd}"
             flags = open_flags(writable=self._writable, direct=self._direct)
-            return self._take(name, name, lambda: self._from_descriptor(fd, name, flags, None))
+
+            def dup_it() -> _Opened:
+                # For an image that is open already, the number may be another file's by now.
+                kept = self._from_kept(name, flags)
+                return kept or self._from_descriptor(fd, name, flags, None)
+
+            return self._take(name, name, dup_it)
         path = source.file
         name = source.name or path
         flags = open_flags(writable=self._writable, direct=self._direct)
@@ -278,8 +284,12 @@ class FileOpener:
             opening.close_owned(opened.fd)
             raise
         try:
-            status = file.status()
-            identity = (status.device, status.inode, status.rdev)
+            identity = _identity(file)
+            kept = self._kept.get(name)
+            if kept is not None and _identity(kept) != identity:
+                raise ImageIOError(
+                    errno.ESTALE, "under this name the image has another file open", name
+                )
             known = self._by_identity.get(identity)
             if known is None and self._source.lock:
                 self._lock(file, identity, opened.key)
@@ -327,6 +337,11 @@ class FileOpener:
                 f" 'lock:{file.name}', or use lock=False",
                 file.name,
             ) from error
+
+
+def _identity(file: HostFile) -> tuple[int, ...]:
+    status = file.status()
+    return status.device, status.inode, status.rdev
 
 
 def _refused(text: str, referrer: str, why: str) -> RefusedError:

@@ -188,3 +188,36 @@ def test_a_view_of_the_old_parent_ends_and_there_is_a_new_one(chain: Chain, copi
             old.pread(10, 0)
         assert image.backing is not None
         assert image.backing.pread(10, 0) == chain.guests[1][:10]
+
+
+@pytest.mark.parametrize("number", ["closed", "taken by another file"])
+def test_an_image_by_descriptor_needs_that_no_more(chain: Chain, copies: Path, number: str) -> None:
+    """The number may be another file's by now, which must not become the image."""
+    fd = os.open(chain.top, os.O_RDWR)
+    image = fdstash.open(fd, "r+", name=str(chain.top))
+    if number == "closed":
+        os.close(fd)
+    else:
+        other = os.open(chain.paths[1], os.O_RDWR)
+        os.dup2(other, fd)
+        os.close(other)
+    with image:
+        own = image.files[0].inode
+        image.reopen(backing=copies / "vm-000001.vmdk")
+        assert image.files[0].inode == own
+        check_served(image, bytearray(chain.guest))
+    if number != "closed":
+        os.close(fd)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_stash_does_not_bring_another_file_in_place_of_an_own_one(
+    chain: Chain, copies: Path, stash: FDStash, place: int
+) -> None:
+    """Only what is below becomes another; that a copy would do as well nobody has said."""
+    own = chain.files()[place]
+    shutil.copyfile(own, copies / own.name)
+    stash.give(str(own), os.open(copies / own.name, os.O_RDWR))
+    with fdstash.open(chain.top, "r+") as image:
+        error = refused(image, backing=copies / "vm-000001.vmdk", stash=stash)
+        assert (error.errno, error.file, error.phase) == (errno.ESTALE, str(own), "acquire")
