@@ -285,11 +285,7 @@ class FileOpener:
             raise
         try:
             identity = _identity(file)
-            kept = self._kept.get(name)
-            if kept is not None and _identity(kept) != identity:
-                raise ImageIOError(
-                    errno.ESTALE, "under this name the image has another file open", name
-                )
+            self._check_kept(name, identity)
             known = self._by_identity.get(identity)
             if known is None and self._source.lock:
                 self._lock(file, identity, opened.key)
@@ -302,6 +298,12 @@ class FileOpener:
         self._by_identity[identity] = file
         self.files.append(file)
         return file
+
+    def _check_kept(self, name: str, identity: tuple[int, ...]) -> None:
+        """A stash may not bring another file in place of one that is to stay."""
+        kept = self._kept.get(name)
+        if kept is not None and _identity(kept) != identity:
+            raise ImageIOError(errno.ESTALE, "under this name the image has another file", name)
 
     def _lock(self, file: HostFile, identity: tuple[int, ...], key: str | None) -> None:
         claim = WRITER if file.writable else READER
