@@ -80,7 +80,7 @@ def _own_files(image: _Shown) -> Sequence[fdstash.FileInfo]:
     if isinstance(image, fdstash.Backing):
         return image.files
     below = image.backing
-    names = set()
+    names: set[str] = set()
     while below is not None:
         names.update(file.name for file in below.files)
         below = below.backing

@@ -88,4 +88,4 @@ class CowdExtent(SectorTables):
             read, "gdOffset", header.gd_offset, header.gd_entries, cowd.GT_BYTES
         )
         # QEMU does not keep the count, so the end of the file may be further on.
-        self.take_over([found], header.free_sector * SECTOR)
+        self.take_over([found], header.free_sector * SECTOR, cowd.HEADER_BYTES // SECTOR)

@@ -102,7 +102,8 @@ class HostedExtent(SectorTables):
             self.read_directory(read, field, sector, header.gt_count, header.gt_bytes)
             for field, sector in places
         ]
-        self.take_over(found, header.overhead * SECTOR)
+        embedded = header.descriptor_offset == 1
+        self.take_over(found, header.overhead * SECTOR, 1 + embedded * header.descriptor_size)
 
     def info(self) -> Mapping[str, object]:
         """The size of a grain, and whether grains are compressed."""

@@ -37,11 +37,15 @@ class SectorTables(GrainFile):
         #: Tables that no directory refers to yet: (directory, page) to sector.
         self._made: dict[tuple[int, int], int] = {}
 
-    def take_over(self, directories: Sequence[Directory], end: int) -> None:
-        """Begin with what the file holds now; `end`: where it may grow from, bytes."""
+    def take_over(self, directories: Sequence[Directory], end: int, first: int) -> None:
+        """Begin with what the file holds now; `end`: where it may grow from, bytes.
+
+        No table starts before the sector `first`: what is stored in one must not go to
+        the header, or to a descriptor.
+        """
         size = self.file.size
         for directory in directories:
-            grain_directory.check(directory, size)
+            grain_directory.check(directory, size, first)
         self.directories = directories
         self._end = max(end, size)
         self._free = []
