@@ -93,7 +93,13 @@ class FileOpener:
             fd = source.file
             name = source.name if source.name is not None else f"fd:{fd}"
             flags = open_flags(writable=self._writable, direct=self._direct)
-            return self._take(name, name, lambda: self._from_descriptor(fd, name, flags, None))
+
+            def dup_it() -> _Opened:
+                # For an image that is open already, the number may be another file's by now.
+                kept = self._from_kept(name, flags)
+                return kept or self._from_descriptor(fd, name, flags, None)
+
+            return self._take(name, name, dup_it)
         path = source.file
         name = source.name or path
         flags = open_flags(writable=self._writable, direct=self._direct)
@@ -279,6 +285,7 @@ class FileOpener:
             raise
         try:
             identity = file.identity()
+            self._check_kept(name, identity)
             known = self._by_identity.get(identity)
             if known is None and self._source.lock:
                 self._lock(file, identity, opened.key)
@@ -291,6 +298,12 @@ class FileOpener:
         self._by_identity[identity] = file
         self.files.append(file)
         return file
+
+    def _check_kept(self, name: str, identity: tuple[int, ...]) -> None:
+        """A stash may not bring another file in place of one that is to stay."""
+        kept = self._kept.get(name)
+        if kept is not None and kept.identity() != identity:
+            raise ImageIOError(errno.ESTALE, "under this name the image has another file", name)
 
     def _lock(self, file: HostFile, identity: tuple[int, ...], key: str | None) -> None:
         claim = WRITER if file.writable else READER

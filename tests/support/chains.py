@@ -10,7 +10,17 @@ from typing import NamedTuple
 from tests.support.disks import noise
 from tests.support.grain_files import MAKERS, Contents, descriptor
 
-__all__ = ["CONTENT", "GRAIN", "GRAINS", "SIZE", "Chain", "make_base", "make_chain", "make_child"]
+__all__ = [
+    "CONTENT",
+    "GRAIN",
+    "GRAINS",
+    "SIZE",
+    "Chain",
+    "make_base",
+    "make_chain",
+    "make_child",
+    "over",
+]
 
 GRAIN = 4096
 GRAINS = 32
@@ -20,6 +30,11 @@ CONTENT: tuple[Contents, ...] = (
     {1: noise(GRAIN, 11), 2: noise(GRAIN, 12), 9: noise(GRAIN, 13)},
     {2: noise(GRAIN, 22), 20: noise(GRAIN, 23)},
 )
+_CREATE_TYPES = {
+    "SPARSE": "twoGbMaxExtentSparse",
+    "VMFSSPARSE": "vmfsSparse",
+    "SESPARSE": "seSparse",
+}
 
 
 class Chain(NamedTuple):
@@ -78,7 +93,7 @@ def make_child(
             cid=cid,
             parent_cid=parent_cid,
             hint=hint,
-            create_type="vmfsSparse" if kind == "VMFSSPARSE" else "custom",
+            create_type=_CREATE_TYPES[kind],
         )
     )
 

@@ -126,7 +126,24 @@ def _with_directory(entries: list[int]) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])
-@pytest.mark.parametrize("sector", [1, 2, 3], ids=["descriptor", "directory", "table"])
+@pytest.mark.parametrize(("kind", "sector"), [("SPARSE", 1), ("VMFSSPARSE", 1), ("VMFSSPARSE", 3)])
+def test_a_table_in_the_header_or_the_descriptor_is_refused(
+    tmp_path: Path, kind: str, sector: int, mode: str
+) -> None:
+    """A guest's write would change what the image is."""
+    if kind == "SPARSE":
+        path = monolithic(tmp_path, _with_directory([0, sector]))
+    else:
+        data = bytearray(MAKERS[kind](GRAINS, CONTENT))
+        data[4 * SECTOR : 4 * SECTOR + 4] = sector.to_bytes(4, "little")
+        path = one_extent(tmp_path, kind, bytes(data), GRAINS * 8)
+    found = opened(path, mode)
+    assert (found["error"], found["field"]) == ("FormatError", "gdOffset entry"), found
+    assert "descriptor" in found["text"]
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+@pytest.mark.parametrize("sector", [2, 3, 4], ids=["directory", "table", "another table"])
 def test_tables_over_other_metadata_or_each_other_harm_nobody(
     tmp_path: Path, sector: int, mode: str
 ) -> None:

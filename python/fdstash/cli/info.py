@@ -54,7 +54,7 @@ def _describe(image: _Shown) -> dict[str, Any]:
             # The descriptor is the image's, and stays open meanwhile.
             "actual-size": os.fstat(file.fd).st_blocks * 512,
         }
-        for file in image.files
+        for file in _own_files(image)
     ]
     found: dict[str, Any] = {
         "virtual-size": image.size,
@@ -73,6 +73,18 @@ def _describe(image: _Shown) -> dict[str, Any]:
     if special:
         found["format-specific"] = {"type": image.format, "data": dict(special)}
     return found
+
+
+def _own_files(image: _Shown) -> Sequence[fdstash.FileInfo]:
+    """Without those of the images below, which an open image holds as well."""
+    if isinstance(image, fdstash.Backing):
+        return image.files
+    below = image.backing
+    names: set[str] = set()
+    while below is not None:
+        names.update(file.name for file in below.files)
+        below = below.backing
+    return [file for file in image.files if file.name not in names]
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:

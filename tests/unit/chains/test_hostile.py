@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fdstash
-from fdstash import FormatError
+from fdstash import FormatError, graph
 from fdstash.graph import MAX_DEPTH, MAX_SEGMENTS
 from tests.support.bounded import opened
 from tests.support.grain_files import descriptor, hosted
@@ -140,6 +140,25 @@ def test_a_chain_of_images_that_are_each_as_large_as_can_be_is_refused(tmp_path:
     error = refusal(tmp_path / "0.vmdk")
     assert f"more than {MAX_SEGMENTS}" in str(error)
     assert error.file == str(tmp_path / "4.vmdk")
+
+
+@pytest.mark.parametrize("most", [5, 6])
+def test_the_tables_of_a_chain_are_counted_together(
+    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        text = descriptor(
+            f'RW 64 SPARSE "{number}.vmdk"',
+            cid=CID,
+            **{"hint": f"{number + 1}.vmdk", "parent_cid": CID} if number < 2 else {},  # type: ignore[arg-type]
+        )
+        (tmp_path / f"{number}.vmdk").write_bytes(hosted(8, {}, text=text))
+    monkeypatch.setattr(graph, "MAX_TABLES", most)
+    if most == 6:
+        with fdstash.open(tmp_path / "0.vmdk", "r+") as image:
+            assert image.pread(4096, 0) == bytes(4096)
+    else:
+        assert "6 tables" in str(refusal(tmp_path / "0.vmdk", "r+"))
 
 
 @pytest.mark.slow

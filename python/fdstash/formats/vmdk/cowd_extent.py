@@ -23,7 +23,6 @@ class CowdExtent(SectorTables):
     """One file of grains, with one directory and a count of the sectors in use."""
 
     writable = True
-    first_table = cowd.HEADER_BYTES // SECTOR
     unclean_place = (1648, 4)
     header: CowdHeader
 
@@ -76,4 +75,4 @@ class CowdExtent(SectorTables):
             read, "gdOffset", header.gd_offset, header.gd_entries, cowd.GT_BYTES
         )
         # Not `free_sector`: QEMU does not keep it, and a power cut may leave it further on.
-        self.take_over([found], header.gd_end * SECTOR)
+        self.take_over([found], header.gd_end * SECTOR, cowd.HEADER_BYTES // SECTOR)

@@ -73,7 +73,7 @@ def check(directory: Directory, file_size: int, first: int = 1) -> None:
     if first > 1:
         low = min(filter(None, entries), default=first)
         if low < first:
-            directory.fail(low, "is in the header; the directory is damaged")
+            directory.fail(low, "is in the header or the descriptor; the directory is damaged")
 
 
 def check_apart(

@@ -26,7 +26,6 @@ _LAYOUT = ("capacity", "grain", "gtes_per_gt", "rgd_offset", "gd_offset", "compr
 class HostedExtent(SectorTables):
     """One file of grains, with the tables of one directory or of two."""
 
-    first_table = sparse_header.HEADER_BYTES // SECTOR
     unclean_place = (72, 1)
     header: SparseHeader
 
@@ -115,7 +114,8 @@ class HostedExtent(SectorTables):
             self.read_directory(read, field, sector, header.gt_count, header.gt_bytes)
             for field, sector in places
         ]
-        self.take_over(found, header.overhead * SECTOR)
+        embedded = header.descriptor_offset == 1
+        self.take_over(found, header.overhead * SECTOR, 1 + embedded * header.descriptor_size)
 
     def info(self) -> Mapping[str, object]:
         """The size of a grain, and whether grains are compressed."""

@@ -31,7 +31,7 @@ class SectorTables(GrainFile):
     """A `GrainFile` with one directory, or with a second one that is kept equal."""
 
     header: SparseHeader | CowdHeader
-    first_table: int  #: the first sector that can be a table's, after the header
+    first_table: int  #: the first sector that can be a table's
     #: Where the header says that the file was not closed: offset and length, bytes.
     unclean_place: tuple[int, int]
 
@@ -44,9 +44,14 @@ class SectorTables(GrainFile):
         #: Tables that no directory refers to yet: (directory, page) to sector.
         self._made: dict[tuple[int, int], int] = {}
 
-    def take_over(self, directories: Sequence[Directory], end: int) -> None:
-        """Begin with what the file holds now; `end`: where it may grow from, bytes."""
+    def take_over(self, directories: Sequence[Directory], end: int, first: int) -> None:
+        """Begin with what the file holds now; `end`: where it may grow from, bytes.
+
+        No table starts before the sector `first`: what is stored in one must not go to
+        the header, or to a descriptor.
+        """
         self.directories = directories
+        self.first_table = first
         self._end = max(end, self.file.size)
         self._free = []
         self._made = {}
@@ -71,7 +76,7 @@ class SectorTables(GrainFile):
         if not sector:
             return 0
         if sector < self.first_table:
-            directory.fail(sector, "is in the header; the directory is damaged")
+            directory.fail(sector, "is in the header or the descriptor; the directory is damaged")
         end = sector * SECTOR + self.page_entries * 4
         if end > self.file.size:
             directory.fail(sector, "is not in the file; copy the file again, as a whole")
