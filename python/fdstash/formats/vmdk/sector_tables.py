@@ -62,9 +62,11 @@ class SectorTables(GrainFile):
         return super().index_bytes + 4 * sum(len(each.entries) for each in self.directories)
 
     def load(self, page: int) -> bytes | None:
-        """From the first directory."""
-        directory = self.directories[0]
-        sector = self._table_at(directory, page)
+        """From the first directory; of a file that is written the others must be right, too."""
+        sector = self._table_at(self.directories[0], page)
+        if self.file.writable:
+            for directory in self.directories[1:]:
+                self._table_at(directory, page)
         return self.file.pread(self.page_entries * 4, sector * SECTOR) if sector else None
 
     def _table_at(self, directory: Directory, page: int) -> int:
