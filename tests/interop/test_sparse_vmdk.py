@@ -165,6 +165,7 @@ def test_a_parent_is_a_vmdk_with_a_cid(tmp_path: Path) -> None:
         ("preallocation", {"subformat": "monolithicSparse", "preallocation": "full"}),
         ("folder", {"subformat": "monolithicSparse", "folder": "x"}),
         ("extent_size", {"subformat": "streamOptimized", "extent_size": MIB}),
+        ("extent_size", {"subformat": "twoGbMaxExtentSparse", "extent_size": 65536 + 512}),
         ("size", {"subformat": "monolithicSparse", "size": 2**62}),
     ],
 )

@@ -69,6 +69,12 @@ def _small(home: Path) -> bytearray:
     return _patched(_SMALL, grains, 8 * KIB)
 
 
+def _odd(home: Path) -> bytearray:
+    lines = [write_hosted_extent(home / f"grains-{n}", _ODD, grain=128, gtes=512) for n in range(3)]
+    describe(home / "disk.vmdk", lines, "twoGbMaxExtentSparse")
+    return bytearray(3 * _ODD)
+
+
 def _cowd(home: Path) -> bytearray:
     grains = {number: noise(SECTOR, number) for number in (0, 5, 6, 4095, 4096, 20_000)}
     line = write_cowd_extent(home / "grains", _COWD, grains)
@@ -162,9 +168,9 @@ KINDS: Mapping[str, SparseKind] = {
         peers=["dissect"],
     ),
     "odd-extents": SparseKind(
-        _created(3 * _ODD, subformat="twoGbMaxExtentSparse", extent_size=_ODD),
+        _odd,
         [*(_ODD * n for n in range(4)), *(_ODD * n + 64 * KIB for n in range(3))],
-        [f"disk-s{number:03}.vmdk" for number in range(1, 4)],
+        ["grains-0", "grains-1", "grains-2"],
         qemu=False,
         peers=["dissect"],
     ),

@@ -30,7 +30,8 @@ _COMPAT6_VERSION = "6"
 CREATE_OPTIONS: Mapping[str, CreateOption] = {
     "subformat": CreateOption("choice", "how the disk is laid out in files", _SUBFORMATS),
     "extent_size": CreateOption(
-        "size", "of each extent of the twoGbMaxExtent kinds, in whole sectors (default: 2 GiB)"
+        "size",
+        "of each extent of the twoGbMaxExtent kinds (default: 2 GiB), in whole sectors or grains",
     ),
     "adapter_type": CreateOption("choice", "the controller that a guest is to see", _ADAPTERS),
     "hwversion": CreateOption("text", "version of the virtual hardware (default: 4)"),

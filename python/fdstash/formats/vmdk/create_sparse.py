@@ -41,6 +41,7 @@ def stage(
     """
     for length in lengths:
         _check_size(length, disk)
+    _check_whole_grains(lengths)
     if disk.subformat == "twoGbMaxExtentSparse":
         extents = [
             ExtentLine("RW", length, "SPARSE", disk.extent_name(f"s{number:03}", prefix))
@@ -103,6 +104,17 @@ def _check_size(sectors: int, disk: NewDisk) -> None:
             f"a sparse extent has at most {most} bytes, not {sectors * SECTOR}; "
             f"{disk.subformat} cannot be as large",
             option="size",
+        )
+
+
+def _check_whole_grains(lengths: list[int]) -> None:
+    """After an extent that ends inside a grain, QEMU and libvmdk lose their way in the next one."""
+    grain = SparseHeader(0).grain
+    if any(length % grain for length in lengths[:-1]):
+        raise OptionError(
+            f"extent_size must be a multiple of {grain * SECTOR} bytes, which are a grain, "
+            f"not {lengths[0] * SECTOR}: other programs read the disk wrong else",
+            option="extent_size",
         )
 
 
