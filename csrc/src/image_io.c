@@ -153,20 +153,24 @@ static int check_run(const fdstash_segment *run, int in_table, uint32_t class_bi
     return 0;
 }
 
-/* Whether every byte of the range may be written where it is. */
+/* Whether every byte of the range may be written where it is. What may not be
+ * written at all comes before what needs the driver: then nothing is written. */
 static int check_writable(const struct write_request *request, uint64_t length, uint64_t offset)
 {
     uint64_t end = offset + length;
+    int found = 0;
     while (offset < end) {
         fdstash_segment run;
         int rc = layer_lookup(request->layer, offset, end - offset, &run);
         if (rc >= 0)
             rc = check_run(&run, rc, request->class_bit);
-        if (rc < 0)
+        if (rc == -FDSTASH_NEEDS)
+            found = rc;
+        else if (rc < 0)
             return rc;
         offset += run.length;
     }
-    return 0;
+    return found;
 }
 
 /* Writes what may be written where it is, up to what may not. */

@@ -70,9 +70,30 @@ struct change {
 static const struct change zero = {zeroing, zero_run};
 static const struct change trim = {trimming, trim_run};
 
-/* Decides over the range, and carries out where `need` is given. */
+/* Decides over the range; what may not be changed at all comes before what needs
+ * the driver, so that nothing is changed then. */
+static int decide(const struct write_request *request, const struct change *change, uint64_t length,
+                  uint64_t offset, uint32_t flags)
+{
+    uint64_t end = offset + length;
+    int found = 0;
+    while (offset < end) {
+        fdstash_segment run;
+        int rc = layer_lookup(request->layer, offset, end - offset, &run);
+        if (rc >= 0)
+            rc = change->decide(request->layer, &run, rc, flags);
+        if (rc == -FDSTASH_NEEDS)
+            found = rc;
+        else if (rc < 0)
+            return rc;
+        offset += run.length;
+    }
+    return found;
+}
+
+/* Carries out, up to what needs the driver. */
 static int walk(const struct write_request *request, const struct change *change, uint64_t length,
-                uint64_t offset, uint64_t done, uint32_t flags, int dry, fdstash_need *need)
+                uint64_t offset, uint64_t done, uint32_t flags, fdstash_need *need)
 {
     struct fdstash_layer *layer = request->layer;
     while (done < length) {
@@ -82,7 +103,7 @@ static int walk(const struct write_request *request, const struct change *change
             rc = change->decide(layer, &run, rc, flags);
         if (rc == -FDSTASH_NEEDS)
             return need_driver(need, layer, &run, done);
-        if (rc == CHANGE && !dry)
+        if (rc == CHANGE)
             rc = change->carry_out(layer->files[run.file], &run, flags, request->durable);
         if (rc < 0)
             return rc;
@@ -103,9 +124,9 @@ static int change_space(fdstash_image *image, const struct change *change, uint6
     if (request.durable && atomic_load(&request.layer->dirty))
         rc = -FDSTASH_NEEDS;
     if (rc == 0)
-        rc = walk(&request, change, length, offset, 0, flags, 1, &need);
+        rc = decide(&request, change, length, offset, flags);
     if (rc == 0)
-        rc = walk(&request, change, length, offset, 0, flags, 0, &need);
+        rc = walk(&request, change, length, offset, 0, flags, &need);
     image_end_write(image, &request);
     return rc;
 }
@@ -115,7 +136,7 @@ static int change_on(fdstash_image *image, const struct change *change, uint64_t
 {
     struct write_request request = {.class_bit = FDSTASH_UNALIGNED_WRITES};
     int rc = image_look_at_write(image, length, offset, flags, &request);
-    return rc < 0 ? rc : walk(&request, change, length, offset, done, flags, 0, need);
+    return rc < 0 ? rc : walk(&request, change, length, offset, done, flags, need);
 }
 
 int fdstash_image_zero(fdstash_image *image, uint64_t length, uint64_t offset, uint32_t flags)

@@ -104,6 +104,7 @@ class SparseMachine(ImageMachine):
         super().teardown()
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_sparse_image_is_its_model(name: str) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
