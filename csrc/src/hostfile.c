@@ -234,5 +234,9 @@ int fdstash_file_truncate(fdstash_file *file, uint64_t size)
     do
         rc = ftruncate(file->slot, (off_t)size);
     while (rc < 0 && errno == EINTR);
-    return rc < 0 ? -errno : 0;
+    if (rc < 0)
+        return -errno;
+    /* A new size is for the next flush to make durable, as bytes are. */
+    atomic_store(&file->dirty, 1);
+    return 0;
 }
