@@ -22,6 +22,9 @@ __all__ = ["SECTOR", "Model", "Step", "model_after", "steps"]
 
 SECTOR = 512
 _LENGTHS = (SECTOR, 2 * SECTOR, 4096, 5 * SECTOR, 65536, 65536 + SECTOR, 150 * SECTOR)
+#: Long enough to give whole clusters up.
+_GIVEN_UP = (SECTOR, 16384, 65536 + SECTOR, 3 * 65536)
+_WITH_PLACE = ("write", "fua", "zero", "unmap", "trim")
 _CACHES = ("writeback", "none", "writethrough", "directsync")
 
 
@@ -43,10 +46,11 @@ def steps(seed: int, count: int, size: int) -> Iterator[Step]:
             ("write", "fua", "zero", "unmap", "trim", "flush", "cache", "mode"),
             (50, 4, 6, 8, 6, 12, 2, 2),
         )[0]
-        length = min(pick.choice(_LENGTHS), size)
+        length = min(pick.choice(_LENGTHS if kind in ("write", "fua") else _GIVEN_UP), size)
         offset = pick.randrange((size - length) // SECTOR + 1) * SECTOR
         data = pick.randbytes(16) * (length // 16) if kind in ("write", "fua") else b""
-        yield Step(kind, offset, length, data, pick.choice(_CACHES))
+        place = (offset, length) if kind in _WITH_PLACE else (0, 0)
+        yield Step(kind, *place, data, pick.choice(_CACHES))
 
 
 class Model:
@@ -61,8 +65,6 @@ class Model:
 
     def apply(self, step: Step) -> None:
         """A step that was made, or begun."""
-        if step.kind not in ("write", "fua", "zero", "unmap", "trim"):
-            return
         for at in range(step.offset, step.offset + step.length, SECTOR):
             before = self._now.get(at, frozenset([bytes(self._content[at : at + SECTOR])]))
             place = at - step.offset
@@ -70,9 +72,12 @@ class Model:
             self._now[at] = before | new if step.kind == "trim" else new
             self._since[at] = self._since.get(at, before) | new
 
-    def flushed(self) -> None:
-        """All that was made is durable."""
-        self._since = dict(self._now)
+    def durable(self, step: Step) -> None:
+        """A flush has returned, and all is durable, or a write that is so by itself."""
+        if step.kind == "flush":
+            self._since = dict(self._now)
+        for at in range(step.offset, step.offset + step.length, SECTOR):
+            self._since[at] = self._now[at]
 
     def wrong(self, found: bytes) -> list[int]:
         """Offsets of sectors that hold what they cannot hold."""
@@ -94,8 +99,8 @@ def model_after(content: bytes, made: list[Step], begun: list[Step]) -> Model:
     model = Model(content)
     for step in made:
         model.apply(step)
-        if step.kind == "flush":
-            model.flushed()
+        if step.kind in ("flush", "fua"):
+            model.durable(step)
     for step in begun:
         model.apply(step)
     return model
