@@ -23,7 +23,8 @@ class Backing(Reader):
     """
 
     def __init__(self, graph: Graph, level: Level, depth: int) -> None:
-        super().__init__(DataPath(level.map.layer, 0), level.format.file.name)
+        name = level.format.file.name
+        super().__init__(DataPath(level.map.layer, 0, name), name)
         self._graph = graph
         self._level = level
         self._depth = depth

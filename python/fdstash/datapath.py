@@ -180,7 +180,9 @@ class ClusterTable:
 class DataPath:
     """The core's image. Requests: any thread; the rest: the owner."""
 
-    def __init__(self, layer: Layer, flags: int) -> None:
+    def __init__(self, layer: Layer, flags: int, name: str) -> None:
+        """`name`: of the image, for errors."""
+        self.name = name
         out = ffi.new("fdstash_image **")
         check(lib.fdstash_image_new(layer.handle, flags, out))
         self._handle = ffi.gc(out[0], lib.fdstash_image_free)
@@ -256,7 +258,7 @@ class DataPath:
 
     def flush_files(self) -> None:
         """Make completed writes durable, entries of tables aside. Raises `ImageIOError`."""
-        check(lib.fdstash_image_flush_files(self._handle), None, "flush")
+        check(lib.fdstash_image_flush_files(self._handle), self.name, "flush")
 
     def generation(self) -> int:
         """Of requests: what was out of reach in one is in nobody's hands two later."""
@@ -265,7 +267,7 @@ class DataPath:
 
     def sync(self) -> None:
         """As `flush`, for a reopen: the next `flush` returns the error as well."""
-        check(lib.fdstash_image_sync(self._handle), None, "flush")
+        check(lib.fdstash_image_sync(self._handle), self.name, "flush")
 
     def switch(self, layer: Layer) -> None:
         """Publish another layer. The old one must be kept until `grace` says True."""

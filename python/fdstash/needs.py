@@ -74,7 +74,7 @@ def load(core: DataPath, layer: Layer, run: MapRun) -> None:
 def _read_bytes(core: DataPath, n: int, offset: int) -> bytes:
     buffer = bytearray(n)
     with ffi.from_buffer("char[]", buffer, require_writable=True) as view:
-        check(_read(core, ffi.new("fdstash_iovec[]", [(view, n)]), offset))
+        check(_read(core, ffi.new("fdstash_iovec[]", [(view, n)]), offset), core.name, "read")
     return bytes(buffer)
 
 
@@ -161,7 +161,8 @@ def zero(core: DataPath, present: Present, n: int, offset: int, flags: int) -> i
                 part = change.clusters.to_cluster_end(need.start, need.length)
                 if need.kind == Kind.DATA:
                     plain = flags & ~lib.FDSTASH_UNMAP
-                    check(lib.fdstash_image_zero_on(core.handle, part, need.start, 0, plain, need))
+                    rc = lib.fdstash_image_zero_on(core.handle, part, need.start, 0, plain, need)
+                    check(rc, core.name, "zero")
                 else:
                     part = change.renew(need, part)
             done += part

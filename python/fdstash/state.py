@@ -43,7 +43,7 @@ class ImageState:
         self.graph = graph
         self.cache = cache
         self.name = name
-        self.core = DataPath(graph.layer, image_flags(cache, writable=graph.writable))
+        self.core = DataPath(graph.layer, image_flags(cache, writable=graph.writable), name)
         self.lock = threading.RLock()
         self.retired: list[Graph] = []
         self.retired_maps: list[Map] = []
