@@ -37,5 +37,5 @@ def traced_between_marks(
     if "PTRACE" in done.stderr:
         missing(f"strace may not trace: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    _, between, _ = re.split(r"^.*/mark.*\n", log.read_text(), flags=re.MULTILINE)
+    _, between, _ = re.split(r'^.*"/mark".*\n', log.read_text(), flags=re.MULTILINE)
     return [re.sub(r"^\d+ +", "", line) for line in between.splitlines()]
