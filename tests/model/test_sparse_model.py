@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.support.sparse_kinds import KINDS
 from tests.support.tier import FULL
 from tests.support.vmdk_peers import by_dissect, by_libvmdk
 
+#: A sanitizer makes everything slow, and looks at each step.
+RUNS = 300 if FULL else 3 if os.environ.get("FDSTASH_SANITIZER") else 8
 _PAGE_BYTES = clusters.PAGE_BYTES
 
 
@@ -108,4 +111,4 @@ class SparseMachine(ImageMachine):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_sparse_image_is_its_model(name: str) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        run_machine(partial(SparseMachine, name, Path(folder)), 300 if FULL else 8)
+        run_machine(partial(SparseMachine, name, Path(folder)), RUNS)
