@@ -30,6 +30,7 @@ FIVE_EXTENTS = tuple(
 )
 _RAW_SIZE = 256 << 10
 _SPARSE_SIZE = 500 << 10
+_SPARSE_EXTENT = 192 << 10
 #: Sectors, and sectors of a grain.
 _COWD_EXTENTS = ((90, 1), (400, 8), (301, 1))
 _HOMES = ("own", "link", "copy")
@@ -63,7 +64,7 @@ class DiskSet:
             disk = make_flat(own, FIVE_EXTENTS, seed=seed)
             files = disk.files
         elif self.layout == "delta":
-            disk = make_delta(own, _SPARSE_SIZE, _SPARSE_SIZE * 2 // 5, seed=seed)
+            disk = make_delta(own, _SPARSE_SIZE, _SPARSE_EXTENT, seed=seed)
             files = disk.files
         elif self.layout == "cowd":
             disk = make_cowd(own, _COWD_EXTENTS, seed=seed)

@@ -26,7 +26,8 @@ _EXTENTS = tuple(
     for number, (sectors, start) in enumerate([(37, 0), (128, 8), (91, 3), (24, 1), (203, 16)])
 )
 _SPARSE_EXTENTS = 12
-_SPARSE_SECTORS = 1000  # of each: the last grain is cut
+_DELTA_SECTORS = 1024  # of each but the last one, the last grain of which is cut
+_COWD_SECTORS = 1000
 
 
 class Disk:
@@ -92,12 +93,12 @@ def _make(folder: Path, layout: str) -> tuple[Path, list[Path], Path | None]:
         flat = make_flat(folder, _EXTENTS)
         return flat.path, flat.files, None
     if layout == "delta":
-        size = _SPARSE_EXTENTS * _SPARSE_SECTORS * 512
-        disk = make_delta(folder, size, _SPARSE_SECTORS * 512)
+        size = (_SPARSE_EXTENTS * _DELTA_SECTORS - 24) * 512
+        disk = make_delta(folder, size, _DELTA_SECTORS * 512)
     else:
         grains = itertools.cycle([1, 8])
         disk = make_cowd(
-            folder, [(_SPARSE_SECTORS, next(grains)) for _ in range(_SPARSE_EXTENTS)], seed=None
+            folder, [(_COWD_SECTORS, next(grains)) for _ in range(_SPARSE_EXTENTS)], seed=None
         )
     return disk.path, disk.files, disk.parent
 
