@@ -97,7 +97,8 @@ class _Change:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None and self.durable:
-                self.clusters.write_back(self.core.generation(), HostFile.flush)
+                # What a reopen has met is a flush's to tell, and no reason to fail a write.
+                self.clusters.write_back(self.core.generation(), HostFile.sync)
         finally:
             self.clusters.lock.release()
             self.core.leave(self._ticket, _METADATA)
@@ -105,7 +106,7 @@ class _Change:
     def relieve(self) -> None:
         """Let tables go to disk, where a guest that hardly flushes has changed too many."""
         if self.clusters.crowded:
-            write_back(self.core, self.clusters, HostFile.flush)
+            write_back(self.core, self.clusters, HostFile.sync)
 
     def renew(self, need: Any, length: int, iov: Any = None) -> int:
         """New clusters for `length` bytes of what is needed: those of `iov`, or zeros."""

@@ -48,11 +48,14 @@ class Request(NamedTuple):
     place: tuple[int, int] = (0, 0)
     data: bytes = b""
     before: Callable[[Image], object] | None = None
+    latches: bool = False  #: what it has met the next flush tells as well
 
 
 def _write(offset: int, n: int, *, fua: bool = False) -> Request:
     data = noise(n, offset + n)
-    return Request(lambda image: image.pwrite(data, offset, fua=fua), (offset, n), data)
+    return Request(
+        lambda image: image.pwrite(data, offset, fua=fua), (offset, n), data, latches=fua
+    )
 
 
 def _zero(offset: int, n: int, *, unmap: bool) -> Request:
@@ -82,9 +85,9 @@ REQUESTS: Mapping[str, Request] = {
     "zeros": _zero(60_000, 150_000, unmap=False),
     "zeros, unmapped": _zero(60_000, 150_000, unmap=True),
     "a flush": Request(Image.flush, before=_dirty),
-    "a reopen to read-only": Request(_to_read_only, before=_dirty),
+    "a reopen to read-only": Request(_to_read_only, before=_dirty, latches=True),
     "a cache mode that writes through": Request(
-        lambda image: image.reopen(cache="writethrough"), before=_dirty
+        lambda image: image.reopen(cache="writethrough"), before=_dirty, latches=True
     ),
 }
 
@@ -148,8 +151,8 @@ def _every_position(
             if result.fired:
                 _check_told(error, code, call_class)
                 _check_bytes(image.pread(SIZE, 0), bytes(model), request)
-                # The fault is gone. What a reopen has met is for the next flush to tell.
-                if not request.data:
+                # The fault is gone.
+                if request.latches:
                     with contextlib.suppress(OSError):
                         image.flush()
                 request.make(image)
