@@ -22,7 +22,7 @@ from tests.support.tier import FULL
 from tests.support.vmdk_peers import by_dissect, by_libvmdk
 
 #: A sanitizer makes everything slow, and looks at each step.
-RUNS = 300 if FULL else 3 if os.environ.get("FDSTASH_SANITIZER") else 8
+RUNS = 300 if FULL else 2 if os.environ.get("FDSTASH_SANITIZER") else 5
 _PAGE_BYTES = clusters.PAGE_BYTES
 
 
