@@ -201,7 +201,7 @@ static int read_whole(const struct reopen_loop *loop, off_t length, off_t offset
 static int check_size(const struct file *file)
 {
     struct stat st;
-    if (fcntl(file->slot, F_GETFL) < 0 || fstat(file->slot, &st) < 0)
+    if (fstat(file->slot, &st) < 0)
         return -errno;
     return st.st_size < file->size ? -EFBIG : 0;
 }
