@@ -2,7 +2,10 @@
 #include "gate.h"
 
 #include <errno.h>
+#include <sys/eventfd.h>
 #include <time.h>
+
+#include "pump.h"
 
 static int index_of(uint32_t class_bit)
 {
@@ -40,6 +43,37 @@ void gate_leave(struct gate *gate, int ticket, uint32_t class_bit)
         wake_all(gate);
 }
 
+void gate_listen(struct gate *gate, struct gate_listener *listener)
+{
+    pthread_mutex_lock(&gate->lock);
+    listener->prev = NULL;
+    listener->next = gate->listeners;
+    if (gate->listeners)
+        gate->listeners->prev = listener;
+    gate->listeners = listener;
+    pthread_mutex_unlock(&gate->lock);
+}
+
+void gate_unlisten(struct gate *gate, struct gate_listener *listener)
+{
+    pthread_mutex_lock(&gate->lock);
+    if (listener->prev)
+        listener->prev->next = listener->next;
+    else
+        gate->listeners = listener->next;
+    if (listener->next)
+        listener->next->prev = listener->prev;
+    pthread_mutex_unlock(&gate->lock);
+}
+
+/* Under the lock: something is held no more. */
+static void tell_all(struct gate *gate)
+{
+    pthread_cond_broadcast(&gate->changed);
+    for (struct gate_listener *each = gate->listeners; each; each = each->next)
+        eventfd_write(each->fd, 1);
+}
+
 /* 0, or why the request must not even wait. */
 static int wait_while_held(struct gate *gate, uint32_t class_bit)
 {
@@ -56,21 +90,40 @@ static int wait_while_held(struct gate *gate, uint32_t class_bit)
     return rc;
 }
 
+/* The ticket; -ESHUTDOWN; -EAGAIN: the class is held. */
+static int count_in(struct gate *gate, uint32_t class_bit)
+{
+    int ticket = (int)atomic_load_explicit(&gate->phase, memory_order_relaxed);
+    atomic_fetch_add(&gate->active[ticket][index_of(class_bit)], 1);
+    uint32_t shut = atomic_load(&gate->shut);
+    if (!shut && !(atomic_load(&gate->held) & class_bit))
+        return ticket;
+    gate_leave(gate, ticket, class_bit);
+    return shut ? -ESHUTDOWN : -EAGAIN;
+}
+
 int gate_enter(struct gate *gate, uint32_t class_bit)
 {
     for (;;) {
-        int ticket = (int)atomic_load_explicit(&gate->phase, memory_order_relaxed);
-        atomic_fetch_add(&gate->active[ticket][index_of(class_bit)], 1);
-        uint32_t shut = atomic_load(&gate->shut);
-        if (!shut && !(atomic_load(&gate->held) & class_bit))
+        int ticket = count_in(gate, class_bit);
+        if (ticket != -EAGAIN)
             return ticket;
-        gate_leave(gate, ticket, class_bit);
-        if (shut)
-            return -ESHUTDOWN;
         int rc = wait_while_held(gate, class_bit);
         if (rc < 0)
             return rc;
     }
+}
+
+int gate_try_enter(struct gate *gate, uint32_t class_bit)
+{
+    int ticket = count_in(gate, class_bit);
+    if (ticket == -EAGAIN) {
+        pthread_mutex_lock(&gate->lock);
+        if ((atomic_load(&gate->held) & class_bit) && pthread_equal(gate->owner, pthread_self()))
+            ticket = -EDEADLK;
+        pthread_mutex_unlock(&gate->lock);
+    }
+    return ticket;
 }
 
 void gate_wait_open(struct gate *gate, uint32_t class_bit)
@@ -113,9 +166,9 @@ static int wait_idle(struct gate *gate, int first, int last, uint32_t mask, int6
     for (int ticket = first; ticket <= last && rc == 0; ticket++) {
         while (count_of(gate, ticket, mask) > 0 && rc == 0) {
             if (timeout_ns < 0)
-                pthread_cond_wait(&gate->changed, &gate->lock);
+                pump_wait(&gate->changed, &gate->lock);
             else
-                rc = -pthread_cond_timedwait(&gate->changed, &gate->lock, &deadline);
+                rc = -pump_wait_until(&gate->changed, &gate->lock, &deadline);
         }
     }
     pthread_mutex_unlock(&gate->lock);
@@ -134,7 +187,7 @@ int gate_hold(struct gate *gate, uint32_t mask, int drain, int64_t timeout_ns)
     if (rc < 0) {
         pthread_mutex_lock(&gate->lock);
         atomic_store(&gate->held, before);
-        pthread_cond_broadcast(&gate->changed);
+        tell_all(gate);
         pthread_mutex_unlock(&gate->lock);
     }
     return rc;
@@ -144,7 +197,7 @@ void gate_release(struct gate *gate)
 {
     pthread_mutex_lock(&gate->lock);
     atomic_store(&gate->held, 0);
-    pthread_cond_broadcast(&gate->changed);
+    tell_all(gate);
     pthread_mutex_unlock(&gate->lock);
 }
 
@@ -194,7 +247,7 @@ void gate_shut(struct gate *gate)
 {
     pthread_mutex_lock(&gate->lock);
     atomic_store(&gate->shut, 1);
-    pthread_cond_broadcast(&gate->changed);
+    tell_all(gate);
     pthread_mutex_unlock(&gate->lock);
     wait_idle(gate, 0, 1, GATE_ALL, -1);
 }

@@ -11,6 +11,12 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+/* Told, by a write to an eventfd, when held classes are let go. */
+struct gate_listener {
+    int fd;
+    struct gate_listener *prev, *next;
+};
+
 #define GATE_CLASSES 4
 #define GATE_ALL ((1u << GATE_CLASSES) - 1)
 
@@ -25,6 +31,7 @@ struct gate {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     pthread_t owner; /* of the hold; under the lock */
+    struct gate_listener *listeners; /* under the lock */
 };
 
 void gate_init(struct gate *gate);
@@ -32,7 +39,11 @@ void gate_destroy(struct gate *gate);
 /* class is a bit of the mask. Returns a ticket for leave; -ESHUTDOWN; -EDEADLK
  * when the caller's own thread holds the class. Any thread. */
 int gate_enter(struct gate *gate, uint32_t class_bit);
+/* As gate_enter, but -EAGAIN where that would wait. */
+int gate_try_enter(struct gate *gate, uint32_t class_bit);
 void gate_leave(struct gate *gate, int ticket, uint32_t class_bit);
+void gate_listen(struct gate *gate, struct gate_listener *listener);
+void gate_unlisten(struct gate *gate, struct gate_listener *listener);
 /* Waits until the class is no longer held. Any thread. */
 void gate_wait_open(struct gate *gate, uint32_t class_bit);
 /* As fdstash_image_hold and its kin. Owner. */

@@ -2,10 +2,19 @@
  * flight, so a scan is short; it is made only where an exclusive one is near. */
 #include "range_lock.h"
 
+#include <errno.h>
+#include <time.h>
+
+#include "pump.h"
+
 void range_lock_init(struct range_lock *locks)
 {
+    pthread_condattr_t monotonic;
     pthread_mutex_init(&locks->lock, NULL);
-    pthread_cond_init(&locks->freed, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&locks->freed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     locks->held = NULL;
     locks->waiting = 0;
     locks->exclusive = 0;
@@ -28,16 +37,20 @@ static int conflicts(const struct range_lock *locks, const struct range *range)
     return 0;
 }
 
-void range_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
-                   int exclusive)
+static int acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
+                   int exclusive, int may_wait)
 {
     range->start = start;
     range->end = end;
     range->exclusive = exclusive;
     pthread_mutex_lock(&locks->lock);
     while (conflicts(locks, range)) {
+        if (!may_wait) {
+            pthread_mutex_unlock(&locks->lock);
+            return -EAGAIN;
+        }
         locks->waiting++;
-        pthread_cond_wait(&locks->freed, &locks->lock);
+        pump_wait(&locks->freed, &locks->lock);
         locks->waiting--;
     }
     range->prev = NULL;
@@ -47,6 +60,19 @@ void range_acquire(struct range_lock *locks, struct range *range, uint64_t start
     locks->held = range;
     locks->exclusive += (unsigned)(exclusive != 0);
     pthread_mutex_unlock(&locks->lock);
+    return 0;
+}
+
+void range_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
+                   int exclusive)
+{
+    acquire(locks, range, start, end, exclusive, 1);
+}
+
+int range_try_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
+                      int exclusive)
+{
+    return acquire(locks, range, start, end, exclusive, 0);
 }
 
 void range_release(struct range_lock *locks, struct range *range)

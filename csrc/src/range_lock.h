@@ -6,7 +6,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
-/* A range that a request holds; lives on the request's stack. */
+/* A range that a request holds; lives as long as it does. */
 struct range {
     uint64_t start;
     uint64_t end; /* exclusive */
@@ -28,6 +28,10 @@ void range_lock_destroy(struct range_lock *locks);
  * may hold one range of a file at a time. */
 void range_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
                    int exclusive);
+/* 0; -EAGAIN where range_acquire would wait. A thread may hold any number of ranges
+ * that it has got so, while it waits for none. */
+int range_try_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
+                      int exclusive);
 void range_release(struct range_lock *locks, struct range *range);
 
 #endif
