@@ -466,11 +466,13 @@ int fdstash_queue_add(fdstash_queue *queue, const fdstash_request *request);
 int fdstash_queue_submit(fdstash_queue *queue);
 /* Submits, waits until `min` completions are there, or all that are taken up, or
  * timeout_ns (negative: without limit) are over, and collects at most capacity of
- * them. Returns how many; -EINTR: a signal came before there was any. */
+ * them. Returns how many. Nothing was collected with -EINTR, after a signal, and with
+ * -FDSTASH_NEEDS, where a request is for the driver and nobody ever called next. */
 int fdstash_queue_wait(fdstash_queue *queue, uint32_t min, int64_t timeout_ns,
                        fdstash_completion *out, uint32_t capacity);
-/* Makes the batch's requests, as many at once as there is room for. 0 when all
- * have completed; -EINTR: call again, also to wait for those that run. */
+/* Makes the batch's requests, as many at once as there is room for. 0 when all have
+ * completed. -EINTR, now and then, and -FDSTASH_NEEDS, as from wait: call again, also
+ * to wait for those that run. -EAGAIN: other requests have taken all the room. */
 int fdstash_queue_run(fdstash_queue *queue, fdstash_batch *batch);
 /* Requests taken up and not collected. Any thread. */
 uint32_t fdstash_queue_in_flight(const fdstash_queue *queue);

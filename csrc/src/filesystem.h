@@ -36,4 +36,10 @@ static inline int filesystem_is_remote(uint64_t type)
     }
 }
 
+/* Whether its files are memory: a read or write of one waits for no device. */
+static inline int filesystem_is_memory(uint64_t type)
+{
+    return type == TMPFS_MAGIC || type == RAMFS_MAGIC;
+}
+
 #endif

@@ -64,6 +64,9 @@ uint64_t hostfile_write_grain(void);
 
 /* ---- the data path (hostfile_io.c, hostfile_space.c); any thread ---- */
 
+/* Whether memory goes to the kernel as it is, in the file's present cache mode. */
+int hostfile_fits(const struct fdstash_file *file, const void *memory, uint64_t length,
+                  uint64_t offset);
 /* Move at most length bytes at the cursor and advance it by what was moved;
  * short only at the end of the file (reads). */
 int64_t hostfile_readv(struct fdstash_file *file, struct iov_cursor *at, uint64_t length,

@@ -103,6 +103,13 @@ static uint64_t direct_part(const struct fdstash_file *file, const struct iovec 
     return 0;
 }
 
+int hostfile_fits(const struct fdstash_file *file, const void *memory, uint64_t length,
+                  uint64_t offset)
+{
+    struct iovec iov = {(void *)(uintptr_t)memory, length};
+    return !is_direct(file) || direct_part(file, &iov, 1, length, offset) == length;
+}
+
 /* The bytes to bounce before the next direct part can begin. */
 static uint64_t bounce_part(const struct fdstash_file *file, const struct iovec *iov, int count,
                             uint64_t length, uint64_t offset)

@@ -35,6 +35,13 @@ int image_enter(struct fdstash_image *image, uint32_t class_bit)
     return gate_enter(&image->gate, class_bit);
 }
 
+int image_try_enter(struct fdstash_image *image, uint32_t class_bit)
+{
+    if (image->epoch != owned_epoch())
+        return -ESHUTDOWN;
+    return gate_try_enter(&image->gate, class_bit);
+}
+
 int fdstash_image_enter(fdstash_image *image, uint32_t class_bit)
 {
     return image_enter(image, class_bit);

@@ -136,43 +136,6 @@ void fdstash_iov_fill(const fdstash_iovec *iov, int count, uint64_t at, const vo
 
 /* ----------------------------------------------------------------- writes -- */
 
-enum { UNALIGNED_AFTER_ALL = -FDSTASH_NEEDS - 1 };
-
-/* 0: data that may be written where it is; else why not. */
-static int check_run(const fdstash_segment *run, int in_table, uint32_t class_bit)
-{
-    if (KIND_OF(run) == FDSTASH_DENIED)
-        return -EACCES;
-    if (run->kind & FDSTASH_READONLY)
-        return -EROFS;
-    if (run->kind != FDSTASH_DATA)
-        return in_table ? -FDSTASH_NEEDS : -EROFS;
-    if (class_bit == FDSTASH_WRITES && in_table &&
-        (run->file_offset & (hostfile_write_grain() - 1)))
-        return UNALIGNED_AFTER_ALL;
-    return 0;
-}
-
-/* Whether every byte of the range may be written where it is. What may not be
- * written at all comes before what needs the driver: then nothing is written. */
-static int check_writable(const struct write_request *request, uint64_t length, uint64_t offset)
-{
-    uint64_t end = offset + length;
-    int found = 0;
-    while (offset < end) {
-        fdstash_segment run;
-        int rc = layer_lookup(request->layer, offset, end - offset, &run);
-        if (rc >= 0)
-            rc = check_run(&run, rc, request->class_bit);
-        if (rc == -FDSTASH_NEEDS)
-            found = rc;
-        else if (rc < 0)
-            return rc;
-        offset += run.length;
-    }
-    return found;
-}
-
 /* Writes what may be written where it is, up to what may not. */
 static int write_layer(const struct write_request *request, struct progress *progress,
                        uint64_t length, uint64_t offset)
@@ -183,7 +146,7 @@ static int write_layer(const struct write_request *request, struct progress *pro
         fdstash_segment run;
         int rc = layer_lookup(layer, offset, end - offset, &run);
         if (rc >= 0)
-            rc = check_run(&run, rc, request->class_bit);
+            rc = image_check_run(&run, rc, request->class_bit);
         if (rc == -FDSTASH_NEEDS)
             return need_driver(progress->need, layer, &run, progress->done);
         if (rc < 0)
@@ -220,14 +183,9 @@ static int write_mapped(const struct write_request *request, const fdstash_iovec
 {
     fdstash_need need;
     struct progress progress = begin(iov, count, 0, &need);
-    /* The write is durable when its cluster's entry is on disk, too. */
-    if (request->durable && atomic_load(&request->layer->dirty))
-        return -FDSTASH_NEEDS;
-    if (!request->layer->all_writable) {
-        int rc = check_writable(request, length, offset);
-        if (rc < 0)
-            return rc;
-    }
+    int rc = image_check_in_place(request, length, offset);
+    if (rc < 0)
+        return rc;
     return write_layer(request, &progress, length, offset);
 }
 
@@ -236,18 +194,18 @@ int64_t fdstash_image_pwritev(fdstash_image *image, const fdstash_iovec *iov, in
 {
     uint64_t length;
     int rc = sum_lengths(iov, count, &length);
-    int unaligned = 0;
+    uint32_t how = 0;
     while (rc == 0) {
         struct write_request request;
-        rc = image_begin_write(image, length, offset, flags, unaligned, &request);
+        rc = image_begin_write(image, length, offset, flags, how, &request);
         if (rc < 0)
             break;
         rc = write_mapped(&request, iov, count, length, offset);
         image_end_write(image, &request);
         if (rc == 0)
             return (int64_t)length;
-        if (rc == UNALIGNED_AFTER_ALL && !unaligned) {
-            unaligned = 1;
+        if (rc == UNALIGNED_AFTER_ALL && !how) {
+            how = BEGIN_UNALIGNED;
             rc = 0;
         }
     }

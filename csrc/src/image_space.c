@@ -11,7 +11,7 @@ static int has_backing(const struct fdstash_layer *layer, const fdstash_segment 
     return KIND_OF(run) == FDSTASH_HOLE && layer->backing && run->start < layer->backing->size;
 }
 
-static int zeroing(const struct fdstash_layer *layer, const fdstash_segment *run, int in_table,
+static int decide_zero(const struct fdstash_layer *layer, const fdstash_segment *run, int in_table,
                    uint32_t flags)
 {
     uint32_t kind = KIND_OF(run);
@@ -27,7 +27,7 @@ static int zeroing(const struct fdstash_layer *layer, const fdstash_segment *run
     return in_table && (flags & FDSTASH_UNMAP) ? -FDSTASH_NEEDS : CHANGE;
 }
 
-static int trimming(const struct fdstash_layer *layer, const fdstash_segment *run, int in_table,
+static int decide_trim(const struct fdstash_layer *layer, const fdstash_segment *run, int in_table,
                     uint32_t flags)
 {
     (void)layer;
@@ -67,8 +67,8 @@ struct change {
                      int durable);
 };
 
-static const struct change zero = {zeroing, zero_run};
-static const struct change trim = {trimming, trim_run};
+static const struct change zero = {decide_zero, zero_run};
+static const struct change trim = {decide_trim, trim_run};
 
 /* Decides over the range; what may not be changed at all comes before what needs
  * the driver, so that nothing is changed then. */
@@ -112,21 +112,25 @@ static int walk(const struct write_request *request, const struct change *change
     return 0;
 }
 
-static int change_space(fdstash_image *image, const struct change *change, uint64_t length,
-                        uint64_t offset, uint32_t flags)
+int image_change_space(const struct write_request *request, int trimming, uint64_t length,
+                       uint64_t offset, uint32_t flags)
+{
+    const struct change *change = trimming ? &trim : &zero;
+    fdstash_need need;
+    if (request->durable && atomic_load(&request->layer->dirty))
+        return -FDSTASH_NEEDS;
+    int rc = decide(request, change, length, offset, flags);
+    return rc < 0 ? rc : walk(request, change, length, offset, 0, flags, &need);
+}
+
+static int change_space(fdstash_image *image, int trimming, uint64_t length, uint64_t offset,
+                        uint32_t flags)
 {
     struct write_request request;
-    fdstash_need need;
-    /* Unaligned: parts of pages may be written. */
     int rc = image_begin_write(image, length, offset, flags, 0, &request);
     if (rc < 0)
         return rc;
-    if (request.durable && atomic_load(&request.layer->dirty))
-        rc = -FDSTASH_NEEDS;
-    if (rc == 0)
-        rc = decide(&request, change, length, offset, flags);
-    if (rc == 0)
-        rc = walk(&request, change, length, offset, 0, flags, &need);
+    rc = image_change_space(&request, trimming, length, offset, flags);
     image_end_write(image, &request);
     return rc;
 }
@@ -141,12 +145,12 @@ static int change_on(fdstash_image *image, const struct change *change, uint64_t
 
 int fdstash_image_zero(fdstash_image *image, uint64_t length, uint64_t offset, uint32_t flags)
 {
-    return change_space(image, &zero, length, offset, flags);
+    return change_space(image, 0, length, offset, flags);
 }
 
 int fdstash_image_trim(fdstash_image *image, uint64_t length, uint64_t offset)
 {
-    return change_space(image, &trim, length, offset, 0);
+    return change_space(image, 1, length, offset, 0);
 }
 
 int fdstash_image_zero_on(fdstash_image *image, uint64_t length, uint64_t offset, uint64_t done,

@@ -98,6 +98,21 @@ int layer_lookup(const struct fdstash_layer *layer, uint64_t offset, uint64_t li
     return 1;
 }
 
+const struct fdstash_layer *layer_resolve(const struct fdstash_layer *layer, uint64_t offset,
+                                          uint64_t limit, fdstash_segment *out)
+{
+    while (layer_lookup(layer, offset, limit, out) >= 0) {
+        const struct fdstash_layer *backing = layer->backing;
+        if ((out->kind & ~(uint32_t)FDSTASH_READONLY) != FDSTASH_HOLE || !backing ||
+            offset >= backing->size)
+            return layer;
+        uint64_t rest = backing->size - offset;
+        limit = rest < out->length ? rest : out->length;
+        layer = backing;
+    }
+    return NULL;
+}
+
 void layer_require(struct fdstash_layer *layer)
 {
     const fdstash_segment *segments = fdstash_map_segments(layer->map);

@@ -27,6 +27,10 @@ struct fdstash_layer {
  * what has no bytes yet may be given some; -ERANGE at the end. Any thread. */
 int layer_lookup(const struct fdstash_layer *layer, uint64_t offset, uint64_t limit,
                  fdstash_segment *out);
+/* What a read of offset meets, with holes looked up in the layers below: bytes of a
+ * file of the layer that is returned, or zeros; NULL at the end. Any thread. */
+const struct fdstash_layer *layer_resolve(const struct fdstash_layer *layer, uint64_t offset,
+                                          uint64_t limit, fdstash_segment *out);
 void layer_ref(struct fdstash_layer *layer);
 /* Tells the files how far the map reaches into them: a reopen accepts no shorter
  * one. Owner. */

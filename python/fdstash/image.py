@@ -13,6 +13,7 @@ from typing import Any, Self
 from fdstash import needs
 from fdstash import reopen as transaction
 from fdstash._ffi import ffi, lib, raise_for
+from fdstash.aio import AsyncImage
 from fdstash.backing import Backing, backing_at
 from fdstash.cache import cache_mode
 from fdstash.clusters import ClusterMap
@@ -25,6 +26,7 @@ from fdstash.hostfile import FileInfo
 from fdstash.limits import Limits, limits_of
 from fdstash.names import Resolver
 from fdstash.needs import NEEDS
+from fdstash.queue import Queue
 from fdstash.reading import Reader
 from fdstash.report import ReopenReport
 from fdstash.requests import check_range, gather
@@ -89,6 +91,7 @@ class Image(Reader):
     def __init__(self, state: ImageState) -> None:
         super().__init__(state.core, state.name)
         self._state = state
+        self._aio: AsyncImage | None = None
 
     # -- what it is
 
@@ -239,6 +242,22 @@ class Image(Reader):
             finally:
                 state.core.release()
 
+    def queue(self, depth: int = 64, *, engine: str = "auto") -> Queue:
+        """A queue for at most `depth` requests at once; `engine` as `Queue.engine` names it.
+
+        ``auto`` moves what is in the page cache at once and all else by io_uring, or by
+        threads where that is refused (`fdstash doctor` says). Close it when it is done.
+        """
+        self._state.check_open()
+        return Queue(self._state, self._mark, depth, engine)
+
+    @property
+    def aio(self) -> AsyncImage:
+        """The same requests for asyncio: ``await img.aio.pread(...)``."""
+        if self._aio is None:
+            self._aio = AsyncImage(self._state, self._mark)
+        return self._aio
+
     # -- descriptors
 
     def reopen(
@@ -297,7 +316,11 @@ class Image(Reader):
 
         The image is closed also when this raises what the flush met.
         """
-        self._state.close()
+        try:
+            self._state.close()
+        finally:
+            if self._aio is not None:
+                self._aio.close()
 
     def __enter__(self) -> Self:
         self._state.check_open()
@@ -324,11 +347,8 @@ class Image(Reader):
             return f"<Image {self.name!r} closed>"
         return f"<Image {self.name!r} {self.format} {self.mode} cache={self.cache}>"
 
-    def _clusters(self) -> ClusterMap:
-        clusters = self._state.graph.clusters
-        if clusters is None:
-            raise AssertionError("only cluster tables need the driver")
-        return clusters
+    def _clusters(self) -> ClusterMap | None:
+        return self._state.graph.clusters
 
     def _mark(self, n: int, offset: int) -> None:
         """The format's mark of the first write, as a request that the gate counts."""

@@ -21,8 +21,8 @@ __all__ = ["NEEDS", "flush", "load", "read", "trim", "write", "write_back", "zer
 NEEDS: int = -lib.FDSTASH_NEEDS
 _METADATA: int = lib.FDSTASH_UNALIGNED_WRITES
 
-#: The map of an image, which a reopen may exchange.
-Present = Callable[[], ClusterMap]
+#: The map of an image, which a reopen may exchange, also for none.
+Present = Callable[[], ClusterMap | None]
 
 
 def read(core: DataPath, iov: Any, offset: int) -> int:
@@ -89,19 +89,28 @@ class _Change:
     def __enter__(self) -> Self:
         self._ticket = self.core.enter(_METADATA)
         # Asked within the gate, which a reopen that brings another map holds.
-        self.clusters = self._present()
-        self.clusters.lock.acquire()
+        self._clusters = self._present()
+        if self._clusters is not None:
+            self._clusters.lock.acquire()
         self.durable = self._fua or bool(self.core.flags & lib.FDSTASH_DSYNC)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if kind is None and self.durable:
+            if kind is None and self.durable and self._clusters is not None:
                 # What a reopen has met is a flush's to tell, and no reason to fail a write.
-                self.clusters.write_back(self.core.generation(), HostFile.sync)
+                self._clusters.write_back(self.core.generation(), HostFile.sync)
         finally:
-            self.clusters.lock.release()
+            if self._clusters is not None:
+                self._clusters.lock.release()
             self.core.leave(self._ticket, _METADATA)
+
+    @property
+    def clusters(self) -> ClusterMap:
+        """The map, for a request that has met a table."""
+        if self._clusters is None:
+            raise AssertionError("only cluster tables need the driver")
+        return self._clusters
 
     def relieve(self) -> None:
         """Let tables go to disk, where a guest that hardly flushes has changed too many."""
@@ -129,7 +138,10 @@ class _Change:
 
 
 def write(core: DataPath, present: Present, iov: Any, offset: int, flags: int) -> int:
-    """As `fdstash_image_pwritev`, with clusters allocated on the way."""
+    """As `fdstash_image_pwritev`, with clusters allocated on the way.
+
+    Like its kin, also where a reopen has exchanged the image for one without tables since.
+    """
     need = ffi.new("fdstash_need *")
     done = 0
     with _Change(core, present, flags) as change:
@@ -192,7 +204,9 @@ def flush(core: DataPath, present: Present) -> None:
     """Entries, then files. Raises what either has met."""
     ticket = core.enter(_METADATA)
     try:
-        write_back(core, present(), HostFile.flush)
+        clusters = present()
+        if clusters is not None:
+            write_back(core, clusters, HostFile.flush)
     finally:
         core.leave(ticket, _METADATA)
     core.flush_files()

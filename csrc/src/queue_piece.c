@@ -1,0 +1,125 @@
+/* queue_piece.c: how a piece is moved: at once, by the ring, or by a worker.
+ *
+ * A system call moves cached data for less than a ring does, so cached data is asked
+ * for first in a way that does not wait (RWF_NOWAIT), and the ring is for what is not
+ * there. Where that misses again and again, it is tried ever more seldom. */
+#include <errno.h>
+
+#include "filesystem.h"
+#include "queue.h"
+
+enum { MOST_SKIPPED = 64 };
+
+static int is_write(const struct queue_piece *piece)
+{
+    return piece->slot->request.operation == FDSTASH_OP_WRITE;
+}
+
+static int rwf_flags(const struct queue_piece *piece)
+{
+    return is_write(piece) && piece->slot->write.durable ? RWF_DSYNC : 0;
+}
+
+/* What waits for whatever there is to wait for, on any thread: bytes, or -errno. */
+static int64_t move(struct queue_piece *piece)
+{
+    fdstash_iovec iov = {piece->memory, piece->length};
+    struct iov_cursor at = {&iov, 1, 0};
+    return is_write(piece) ? hostfile_writev(piece->file, &at, piece->length, piece->offset,
+                                             rwf_flags(piece))
+                           : hostfile_readv(piece->file, &at, piece->length, piece->offset);
+}
+
+static void run_piece(struct job *job)
+{
+    struct queue_piece *piece = (struct queue_piece *)job;
+    struct fdstash_queue *queue = piece->slot->queue;
+    piece->result = move(piece);
+    pthread_mutex_lock(&queue->finished_lock);
+    piece->next = queue->finished_pieces;
+    queue->finished_pieces = piece;
+    pthread_mutex_unlock(&queue->finished_lock);
+    queue_tell(queue);
+}
+
+void piece_to_worker(struct fdstash_queue *queue, struct queue_piece *piece)
+{
+    if (piece->ranged) {
+        range_release(&piece->file->ranges, &piece->range);
+        piece->ranged = 0;
+    }
+    piece->job.run = run_piece;
+    queue->with_workers++;
+    workers_give(queue->movers, &piece->job);
+}
+
+/* What a write of the file must hold while it is under way (hostfile_writev). */
+static int take_range(struct queue_piece *piece)
+{
+    uint64_t grain = hostfile_write_grain();
+    uint64_t end = piece->offset + piece->length;
+    int exclusive = ((piece->offset | piece->length) & (grain - 1)) != 0;
+    int rc = range_try_acquire(&piece->file->ranges, &piece->range, piece->offset & ~(grain - 1),
+                               (end + grain - 1) & ~(grain - 1), exclusive);
+    piece->ranged = rc == 0;
+    return rc;
+}
+
+/* All of it, part of it, or -errno: then another way is to be taken. */
+static int64_t move_cached(struct fdstash_queue *queue, const struct queue_piece *piece)
+{
+    struct iovec iov = {piece->memory, piece->length};
+    /* Files that are memory have nothing to wait for, and tmpfs refuses the flag. */
+    int flags = filesystem_is_memory(piece->file->filesystem) ? 0 : RWF_NOWAIT;
+    if (flags && queue->skip > 0) {
+        queue->skip--;
+        return -EAGAIN;
+    }
+    ssize_t rc = is_write(piece)
+                     ? pwritev2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags)
+                     : preadv2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags);
+    if (rc == (ssize_t)piece->length) {
+        queue->misses = 0;
+        return rc;
+    }
+    if (queue->misses < MOST_SKIPPED)
+        queue->misses = queue->misses ? queue->misses * 2 : 1;
+    queue->skip = queue->misses;
+    return rc < 0 ? -errno : rc;
+}
+
+static int is_direct(const struct queue_piece *piece)
+{
+    return atomic_load_explicit(&piece->file->direct, memory_order_relaxed) != 0;
+}
+
+void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
+{
+    if (queue->engine == FDSTASH_ENGINE_SYNC && !queue->at_once && !queue->lending) {
+        piece_done(queue, piece, move(piece), 1);
+        return;
+    }
+    if (!hostfile_fits(piece->file, piece->memory, piece->length, piece->offset) ||
+        (is_write(piece) && take_range(piece) < 0)) {
+        piece_to_worker(queue, piece);
+        return;
+    }
+    if (queue->at_once && !is_direct(piece) && !rwf_flags(piece)) {
+        int64_t moved = move_cached(queue, piece);
+        if (moved == (int64_t)piece->length) {
+            piece_done(queue, piece, moved, 0);
+            return;
+        }
+        if (moved > 0) {
+            piece->memory += moved;
+            piece->offset += (uint64_t)moved;
+            piece->length -= (uint64_t)moved;
+        }
+    }
+    struct ring_request request = {piece->memory, piece->length,   piece->offset,
+                                   piece->file->slot, is_write(piece), rwf_flags(piece)};
+    if (!queue->ring || queue->lending || ring_prepare(queue->ring, &request, piece) < 0)
+        piece_to_worker(queue, piece);
+    else
+        queue->in_ring++;
+}

@@ -1,0 +1,72 @@
+/* ring_none.c: a build without liburing, in which there is no ring to call with. */
+#include "ring.h"
+
+#include <errno.h>
+
+int ring_new(unsigned entries, int bound, struct ring **out)
+{
+    (void)entries;
+    (void)bound;
+    (void)out;
+    return -ENOSYS;
+}
+
+void ring_free(struct ring *ring)
+{
+    (void)ring;
+}
+
+int ring_prepare(struct ring *ring, const struct ring_request *request, void *cookie)
+{
+    (void)ring;
+    (void)request;
+    (void)cookie;
+    return -ENOSYS;
+}
+
+int ring_submit(struct ring *ring)
+{
+    (void)ring;
+    return -ENOSYS;
+}
+
+unsigned ring_reap(struct ring *ring, int may_enter, struct ring_done *out, unsigned capacity)
+{
+    (void)ring;
+    (void)may_enter;
+    (void)out;
+    (void)capacity;
+    return 0;
+}
+
+int ring_wait(struct ring *ring, int64_t timeout_ns)
+{
+    (void)ring;
+    (void)timeout_ns;
+    return -ENOSYS;
+}
+
+int ring_fd(const struct ring *ring)
+{
+    (void)ring;
+    return -1;
+}
+
+unsigned ring_prepared(const struct ring *ring)
+{
+    (void)ring;
+    return 0;
+}
+
+int ring_tell(struct ring *ring, int event_fd)
+{
+    (void)ring;
+    (void)event_fd;
+    return -ENOSYS;
+}
+
+int fdstash_uring_probe(int *error)
+{
+    *error = 0;
+    return FDSTASH_URING_NOT_BUILT;
+}
