@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from fdstash._ffi import raise_for
 from fdstash.errors import ClosedError
@@ -79,7 +79,7 @@ class AsyncImage:
     def __init__(self, state: ImageState, mark: Mark) -> None:
         self._state = state
         self._mark = mark
-        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lane] = WeakKeyDictionary()
+        self._lanes: dict[asyncio.AbstractEventLoop, _Lane] = {}
         self._lock = threading.Lock()
 
     async def pread(self, n: int, offset: int) -> bytes:
@@ -97,6 +97,10 @@ class AsyncImage:
         return await self._request(
             lambda lane, tag: lane.queue.write(data, offset, tag, fua=fua)
         )
+
+    async def pwritev(self, buffers: Sequence[Any], offset: int, *, fua: bool = False) -> int:
+        """As `Image.pwritev`, but one buffer after the other."""
+        return await self._each(buffers, offset, partial(Queue.write, fua=fua))
 
     async def zero(self, n: int, offset: int, *, unmap: bool = False, fua: bool = False) -> None:
         """As `Image.zero`."""
@@ -152,6 +156,8 @@ class AsyncImage:
             if lane is None:
                 if self._state.closed:
                     raise ClosedError(f"the image {self._state.name!r} is closed")
+                for other in [each for each in self._lanes if each.is_closed()]:
+                    self._lanes.pop(other).queue.close()
                 lane = _Lane(loop, Queue(self._state, self._mark, _DEPTH, "auto"))
                 self._lanes[loop] = lane
             return lane
