@@ -580,6 +580,7 @@ enum fdstash_uring {
     FDSTASH_URING_REFUSED = 1,   /* the kernel or a sandbox refuses it */
     FDSTASH_URING_USABLE = 2
 };
-/* *error: errno when refused. */
-int fdstash_uring_probe(int *error);
+/* Sets up rings as a queue does. *error: errno when refused; *flags and *bound_flags: the
+ * IORING_SETUP_ flags that the kernel took, without and with FDSTASH_QUEUE_BOUND. */
+int fdstash_uring_probe(int *error, uint32_t *flags, uint32_t *bound_flags);
 const char *fdstash_version(void);

@@ -30,7 +30,7 @@ struct gate {
     _Atomic int64_t active[2][GATE_CLASSES];
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    pthread_t owner; /* of the hold; under the lock */
+    pthread_t owner;                 /* of the hold; under the lock */
     struct gate_listener *listeners; /* under the lock */
 };
 

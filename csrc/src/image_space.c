@@ -12,7 +12,7 @@ static int has_backing(const struct fdstash_layer *layer, const fdstash_segment 
 }
 
 static int decide_zero(const struct fdstash_layer *layer, const fdstash_segment *run, int in_table,
-                   uint32_t flags)
+                       uint32_t flags)
 {
     uint32_t kind = KIND_OF(run);
     if (kind == FDSTASH_DENIED)
@@ -28,7 +28,7 @@ static int decide_zero(const struct fdstash_layer *layer, const fdstash_segment 
 }
 
 static int decide_trim(const struct fdstash_layer *layer, const fdstash_segment *run, int in_table,
-                    uint32_t flags)
+                       uint32_t flags)
 {
     (void)layer;
     (void)flags;

@@ -66,40 +66,40 @@ struct slot_list {
 struct fdstash_queue {
     fdstash_image *image;
     uint32_t depth;
-    uint32_t engine;   /* of what waits: io_uring, threads or sync */
-    int at_once;       /* cached data is moved in submit */
-    int bound;         /* FDSTASH_QUEUE_BOUND */
-    uint64_t epoch;    /* of the process that made it */
-    _Atomic int busy;  /* a thread is in one of the owner's calls */
+    uint32_t engine;        /* of what waits: io_uring, threads or sync */
+    int at_once;            /* cached data is moved in submit */
+    int bound;              /* FDSTASH_QUEUE_BOUND */
+    uint64_t epoch;         /* of the process that made it */
+    _Atomic int busy;       /* a thread is in one of the owner's calls */
     _Atomic uint32_t taken; /* requests taken up and not collected */
 
     pthread_mutex_t lock; /* of all below; never held while waiting */
     struct pump pump;
     struct gate_listener listener;
-    struct ring *ring;        /* or NULL */
-    unsigned in_ring;         /* pieces that are the ring's */
-    struct workers *movers;   /* of pieces, zero and trim: nothing there waits at the gate */
-    struct workers *flusher;  /* a flush may wait at the gate */
-    unsigned with_workers;    /* pieces and slots that are with workers */
-    unsigned with_driver;     /* slots that are for the driver */
-    int sleeping;             /* the owner waits, and will look by itself */
-    int lending;              /* it is a pump that runs: the ring's submission side is the owner's */
+    struct ring *ring;       /* or NULL */
+    unsigned in_ring;        /* pieces that are the ring's */
+    struct workers *movers;  /* of pieces, zero and trim: nothing there waits at the gate */
+    struct workers *flusher; /* a flush may wait at the gate */
+    unsigned with_workers;   /* pieces and slots that are with workers */
+    unsigned with_driver;    /* slots that are for the driver */
+    int sleeping;            /* the owner waits, and will look by itself */
+    int lending;             /* it is a pump that runs: the ring's submission side is the owner's */
     struct slot_list added, held, done;
     struct queue_slot *free_slots;
     struct queue_piece *free_pieces;
-    unsigned misses, skip;    /* of data that was to be moved at once, see queue_piece.c */
+    unsigned misses, skip; /* of data that was to be moved at once, see queue_piece.c */
 
     pthread_mutex_t finished_lock; /* of the lists that workers and the driver fill */
     struct queue_piece *finished_pieces;
     struct queue_slot *finished_slots;
-    _Atomic int listening;    /* the owner, or who has asked for the eventfd, wants to be told */
-    int told;                 /* the eventfd was asked for */
+    _Atomic int listening; /* the owner, or who has asked for the eventfd, wants to be told */
+    int told;              /* the eventfd was asked for */
     int event_fd;
 
     pthread_mutex_t driver_lock;
     pthread_cond_t driver_wanted;
-    struct slot_list driver;  /* under that lock */
-    int driver_known;         /* somebody has asked for its requests */
+    struct slot_list driver; /* under that lock */
+    int driver_known;        /* somebody has asked for its requests */
     int driver_stopped;
 
     struct queue_slot *slots;

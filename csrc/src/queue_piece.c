@@ -25,9 +25,9 @@ static int64_t move(struct queue_piece *piece)
 {
     fdstash_iovec iov = {piece->memory, piece->length};
     struct iov_cursor at = {&iov, 1, 0};
-    return is_write(piece) ? hostfile_writev(piece->file, &at, piece->length, piece->offset,
-                                             rwf_flags(piece))
-                           : hostfile_readv(piece->file, &at, piece->length, piece->offset);
+    return is_write(piece)
+               ? hostfile_writev(piece->file, &at, piece->length, piece->offset, rwf_flags(piece))
+               : hostfile_readv(piece->file, &at, piece->length, piece->offset);
 }
 
 static void run_piece(struct job *job)
@@ -75,9 +75,8 @@ static int64_t move_cached(struct fdstash_queue *queue, const struct queue_piece
         queue->skip--;
         return -EAGAIN;
     }
-    ssize_t rc = is_write(piece)
-                     ? pwritev2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags)
-                     : preadv2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags);
+    ssize_t rc = is_write(piece) ? pwritev2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags)
+                                 : preadv2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags);
     if (rc == (ssize_t)piece->length) {
         queue->misses = 0;
         return rc;
@@ -116,7 +115,7 @@ void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
             piece->length -= (uint64_t)moved;
         }
     }
-    struct ring_request request = {piece->memory, piece->length,   piece->offset,
+    struct ring_request request = {piece->memory,     piece->length,   piece->offset,
                                    piece->file->slot, is_write(piece), rwf_flags(piece)};
     if (!queue->ring || queue->lending || ring_prepare(queue->ring, &request, piece) < 0)
         piece_to_worker(queue, piece);

@@ -19,8 +19,8 @@ struct ring {
 /* Asked for all at first; each was added by some kernel, newest first here, and is
  * dropped where the kernel does not know it. */
 static const unsigned optional_flags[] = {IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_SINGLE_ISSUER,
-                                          IORING_SETUP_COOP_TASKRUN, IORING_SETUP_TASKRUN_FLAG,
-                                          IORING_SETUP_SUBMIT_ALL, IORING_SETUP_CLAMP};
+                                          IORING_SETUP_COOP_TASKRUN,  IORING_SETUP_TASKRUN_FLAG,
+                                          IORING_SETUP_SUBMIT_ALL,    IORING_SETUP_CLAMP};
 
 /* Completions that wait for the submitting thread's next system call cost least, but
  * where the thread may change, any thread must be able to reap them. */
@@ -154,9 +154,8 @@ int ring_wait(struct ring *ring, int64_t timeout_ns)
     struct io_uring_cqe *cqe;
     struct __kernel_timespec limit = {timeout_ns / 1000000000, timeout_ns % 1000000000};
     start(ring);
-    int rc = timeout_ns < 0
-                 ? io_uring_submit_and_wait(&ring->uring, 1)
-                 : io_uring_submit_and_wait_timeout(&ring->uring, &cqe, 1, &limit, NULL);
+    int rc = timeout_ns < 0 ? io_uring_submit_and_wait(&ring->uring, 1)
+                            : io_uring_submit_and_wait_timeout(&ring->uring, &cqe, 1, &limit, NULL);
     if (rc == -ETIME)
         return -ETIMEDOUT;
     /* Busy: there is something to reap. */
@@ -178,13 +177,23 @@ int ring_tell(struct ring *ring, int event_fd)
     return io_uring_register_eventfd(&ring->uring, event_fd);
 }
 
-int fdstash_uring_probe(int *error)
+static int probe(int bound, uint32_t *flags)
 {
-    struct io_uring ring;
-    int rc = io_uring_queue_init(2, &ring, 0);
-    *error = rc < 0 ? -rc : 0;
+    struct ring *ring;
+    int rc = ring_new(2, bound, &ring);
     if (rc < 0)
-        return FDSTASH_URING_REFUSED;
-    io_uring_queue_exit(&ring);
-    return FDSTASH_URING_USABLE;
+        return rc;
+    *flags = ring->flags;
+    ring_free(ring);
+    return 0;
+}
+
+int fdstash_uring_probe(int *error, uint32_t *flags, uint32_t *bound_flags)
+{
+    *flags = *bound_flags = 0;
+    int rc = probe(0, flags);
+    if (rc == 0)
+        rc = probe(1, bound_flags);
+    *error = -rc;
+    return rc < 0 ? FDSTASH_URING_REFUSED : FDSTASH_URING_USABLE;
 }

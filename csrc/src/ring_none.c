@@ -65,8 +65,9 @@ int ring_tell(struct ring *ring, int event_fd)
     return -ENOSYS;
 }
 
-int fdstash_uring_probe(int *error)
+int fdstash_uring_probe(int *error, uint32_t *flags, uint32_t *bound_flags)
 {
     *error = 0;
+    *flags = *bound_flags = 0;
     return FDSTASH_URING_NOT_BUILT;
 }

@@ -32,6 +32,7 @@ from fdstash.image import Image, open  # noqa: A004 - as io and gzip do
 from fdstash.limits import Limits
 from fdstash.names import Beneath, anywhere
 from fdstash.opening import raise_nofile
+from fdstash.queue import Completion, Queue
 from fdstash.report import ReopenReport
 from fdstash.several import reopen_all
 from fdstash.stash import FDStash
@@ -43,6 +44,7 @@ __all__ = [
     "Beneath",
     "CheckReport",
     "ClosedError",
+    "Completion",
     "Error",
     "Extent",
     "FDStash",
@@ -54,6 +56,7 @@ __all__ = [
     "LockError",
     "NotAFileError",
     "OptionError",
+    "Queue",
     "RefusedError",
     "ReopenError",
     "ReopenReport",

@@ -94,9 +94,7 @@ class AsyncImage:
 
     async def pwrite(self, data: Any, offset: int, *, fua: bool = False) -> int:
         """As `Image.pwrite`."""
-        return await self._request(
-            lambda lane, tag: lane.queue.write(data, offset, tag, fua=fua)
-        )
+        return await self._request(lambda lane, tag: lane.queue.write(data, offset, tag, fua=fua))
 
     async def pwritev(self, buffers: Sequence[Any], offset: int, *, fua: bool = False) -> int:
         """As `Image.pwritev`, but one buffer after the other."""
@@ -104,9 +102,7 @@ class AsyncImage:
 
     async def zero(self, n: int, offset: int, *, unmap: bool = False, fua: bool = False) -> None:
         """As `Image.zero`."""
-        await self._request(
-            lambda lane, tag: lane.queue.zero(n, offset, tag, unmap=unmap, fua=fua)
-        )
+        await self._request(lambda lane, tag: lane.queue.zero(n, offset, tag, unmap=unmap, fua=fua))
 
     async def trim(self, n: int, offset: int) -> None:
         """As `Image.trim`."""
@@ -133,10 +129,7 @@ class AsyncImage:
         done = 0
         for buffer in buffers:
             n = memoryview(buffer).nbytes
-            at = offset + done
-            got = await self._request(
-                lambda lane, tag, buffer=buffer, at=at: method(lane.queue, buffer, at, tag)
-            )
+            got = await self._request(partial(_begin_one, method, buffer, offset + done))
             done += got
             if got < n:
                 break
@@ -161,6 +154,10 @@ class AsyncImage:
                 lane = _Lane(loop, Queue(self._state, self._mark, _DEPTH, "auto"))
                 self._lanes[loop] = lane
             return lane
+
+
+def _begin_one(method: Any, buffer: Any, offset: int, lane: _Lane, tag: object) -> None:
+    method(lane.queue, buffer, offset, tag)
 
 
 def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:

@@ -26,15 +26,39 @@ class DirectAlignment(NamedTuple):
     offset: int  #: bytes, of offsets and lengths
 
 
-def uring() -> tuple[str, int]:
-    """``usable``, ``refused`` (with the errno) or ``not built``; opens a ring and closes it."""
+#: Those of IORING_SETUP_ that a queue asks for and an older kernel may not know, by bit.
+_SETUP_FLAGS = {
+    1 << 7: "SUBMIT_ALL",
+    1 << 8: "COOP_TASKRUN",
+    1 << 9: "TASKRUN_FLAG",
+    1 << 12: "SINGLE_ISSUER",
+    1 << 13: "DEFER_TASKRUN",
+}
+
+
+class Uring(NamedTuple):
+    """What the kernel gives of io_uring."""
+
+    state: str  #: ``usable``, ``refused`` or ``not built``
+    error: int  #: errno, where it is refused
+    flags: tuple[str, ...]  #: of setup, that a queue has got
+    bound_flags: tuple[str, ...]  #: the same for a queue that stays with one thread
+
+
+def uring() -> Uring:
+    """Sets up rings as a queue does, and lets them go."""
     error = ffi.new("int *")
-    found = lib.fdstash_uring_probe(error)
-    if found == lib.FDSTASH_URING_USABLE:
-        return "usable", 0
-    if found == lib.FDSTASH_URING_REFUSED:
-        return "refused", int(error[0])
-    return "not built", 0
+    found = ffi.new("uint32_t[2]")
+    state = {
+        lib.FDSTASH_URING_USABLE: "usable",
+        lib.FDSTASH_URING_REFUSED: "refused",
+        lib.FDSTASH_URING_NOT_BUILT: "not built",
+    }[lib.fdstash_uring_probe(error, found, found + 1)]
+    return Uring(state, int(error[0]), _names(found[0]), _names(found[1]))
+
+
+def _names(flags: int) -> tuple[str, ...]:
+    return tuple(name for bit, name in _SETUP_FLAGS.items() if flags & bit)
 
 
 def direct_alignment(fd: int) -> DirectAlignment | None:

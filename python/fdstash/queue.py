@@ -116,28 +116,28 @@ class Queue:
         This and its kin raise `BlockingIOError` when `depth` requests are taken up.
         """
         view = ffi.from_buffer("char[]", buffer, require_writable=True)
-        self._add(lib.FDSTASH_OP_READ, view, len(view), offset, 0, tag)
+        self._add(lib.FDSTASH_OP_READ, view, len(view), offset, tag=tag)
 
     def write(self, data: Any, offset: int, tag: Any = None, *, fua: bool = False) -> None:
         """Write all of a buffer. `fua`: durable when it completes."""
         view = ffi.from_buffer("char[]", data)
         flags = lib.FDSTASH_FUA if fua else 0
-        self._add(lib.FDSTASH_OP_WRITE, view, len(view), offset, flags, tag)
+        self._add(lib.FDSTASH_OP_WRITE, view, len(view), offset, tag=tag, flags=flags)
 
     def flush(self, tag: Any = None) -> None:
         """Make writes durable that had completed when it was submitted."""
-        self._add(lib.FDSTASH_OP_FLUSH, ffi.NULL, 0, 0, 0, tag)
+        self._add(lib.FDSTASH_OP_FLUSH, ffi.NULL, 0, 0, tag=tag)
 
     def zero(
         self, n: int, offset: int, tag: Any = None, *, unmap: bool = False, fua: bool = False
     ) -> None:
         """As `Image.zero`."""
         flags = (lib.FDSTASH_FUA if fua else 0) | (lib.FDSTASH_UNMAP if unmap else 0)
-        self._add(lib.FDSTASH_OP_ZERO, ffi.NULL, n, offset, flags, tag)
+        self._add(lib.FDSTASH_OP_ZERO, ffi.NULL, n, offset, tag=tag, flags=flags)
 
     def trim(self, n: int, offset: int, tag: Any = None) -> None:
         """As `Image.trim`."""
-        self._add(lib.FDSTASH_OP_TRIM, ffi.NULL, n, offset, 0, tag)
+        self._add(lib.FDSTASH_OP_TRIM, ffi.NULL, n, offset, tag=tag)
 
     def submit(self) -> int:
         """Start what was taken up; returns how many requests are in flight."""
@@ -172,7 +172,9 @@ class Queue:
         Where ranges overlap, the order is not said.
         """
         flags = lib.FDSTASH_FUA if fua else 0
-        return self._run(lib.FDSTASH_OP_WRITE, offsets, size, ffi.from_buffer("char[]", data), flags)
+        return self._run(
+            lib.FDSTASH_OP_WRITE, offsets, size, ffi.from_buffer("char[]", data), flags
+        )
 
     # -- the end
 
@@ -223,7 +225,9 @@ class Queue:
         finally:
             self._owner.release()
 
-    def _add(self, operation: int, view: Any, n: int, offset: int, flags: int, tag: Any) -> None:
+    def _add(
+        self, operation: int, view: Any, n: int, offset: int, *, tag: Any, flags: int = 0
+    ) -> None:
         state = self._state
         state.check_open()
         check_range(n, offset)
@@ -282,9 +286,10 @@ class Queue:
                 self._server = Server(self._state, self._handle)
                 self._server.start()
             return True
-        if rc == -errno.EINTR or rc == -errno.EAGAIN:
-            return rc == -errno.EINTR
-        self._check(rc)
+        if rc == -errno.EINTR:
+            return True
+        if rc != -errno.EAGAIN:
+            self._check(rc)
         return False
 
     def _check(self, rc: int) -> int:
@@ -302,6 +307,6 @@ class Queue:
 def _integers(offsets: Any) -> Any:
     """The core's view of a buffer of 64-bit integers."""
     with memoryview(offsets) as view:
-        if view.itemsize != 8 or view.format.lstrip("@=<") not in ("q", "l", "Q", "L"):  # noqa: PLR2004
+        if view.itemsize != 8 or view.format.lstrip("@=<") not in ("q", "l", "Q", "L"):
             raise TypeError(f"offsets are 64-bit integers, not items of format {view.format!r}")
     return ffi.from_buffer("int64_t[]", offsets)

@@ -42,7 +42,7 @@ class Server(threading.Thread):
             # A completion has room for an errno alone.
             _log.warning("%s: %s", self._state.name, error)
             return -(getattr(error, "errno", None) or errno.EIO)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whoever waits for it would wait for ever
             _log.exception("%s: a request that the driver could not serve", self._state.name)
             return -errno.EIO
 

@@ -102,14 +102,23 @@ def _python() -> _Finding:
 
 
 def _io_uring() -> _Finding:
-    state, error = host.uring()
-    values = {"built": state != "not built", "usable": state == "usable", "errno": error}
+    found = host.uring()
+    usable = found.state == "usable"
+    values = {
+        "built": found.state != "not built",
+        "usable": usable,
+        "errno": found.error,
+        "engine": "io_uring" if usable else "threads",
+        "setup": list(found.flags),
+        "bound_setup": list(found.bound_flags),
+    }
+    why = os.strerror(found.error)
     text = {
-        "usable": "usable",
-        "refused": f"refused by the kernel or a sandbox ({os.strerror(error)}): threads instead",
-        "not built": "not in this build (liburing was not found): threads instead",
-    }[state]
-    return _Finding("io_uring", _GOOD if state == "usable" else _NOTE, text, values)
+        "usable": f"usable, and what queues use ({', '.join(found.bound_flags).lower()})",
+        "refused": f"refused by the kernel or a sandbox ({why}): queues use threads instead",
+        "not built": "not in this build (liburing was not found): queues use threads instead",
+    }[found.state]
+    return _Finding("io_uring", _GOOD if usable else _NOTE, text, values)
 
 
 def _limits(limits: tuple[int, int]) -> _Finding:

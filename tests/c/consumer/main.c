@@ -10,6 +10,7 @@ int main(int argc, char **argv)
 {
     FDStash stash;
     int uring_error;
+    uint32_t setup, bound_setup;
 
     if (argc != 2 || strcmp(fdstash_version(), argv[1]) != 0)
         return 1;
@@ -24,7 +25,7 @@ int main(int argc, char **argv)
         return 4;
     fdstash_cleanup(&stash);
     /* Whatever the library itself links must have come along. */
-    if (fdstash_uring_probe(&uring_error) < 0)
+    if (fdstash_uring_probe(&uring_error, &setup, &bound_setup) < 0)
         return 5;
     printf("fdstash %s\n", fdstash_version());
     return 0;
