@@ -462,6 +462,10 @@ uint32_t fdstash_queue_engine(const fdstash_queue *queue);
  * its own until the completion was collected. -EAGAIN: as many as depth are taken
  * up already; -EINVAL. What the request is refused for its completion tells. */
 int fdstash_queue_add(fdstash_queue *queue, const fdstash_request *request);
+/* Memory that most buffers lie in, until the queue is freed: the kernel then looks its
+ * pages up once. Once a queue; -ENOMEM: beyond RLIMIT_MEMLOCK, and other errors, after
+ * which all goes on as without. */
+int fdstash_queue_pin(fdstash_queue *queue, void *memory, uint64_t length);
 /* Starts what was added. Returns how many requests are taken up and not collected. */
 int fdstash_queue_submit(fdstash_queue *queue);
 /* Submits, waits until `min` completions are there, or all that are taken up, or

@@ -12,6 +12,7 @@
 
 #include "filesystem.h"
 #include "owned.h"
+#include "pump.h"
 
 /* Not in every system's linux/fs.h. */
 #ifndef BLKGETDISKSEQ
@@ -137,6 +138,19 @@ void fdstash_file_ref(fdstash_file *file)
     atomic_fetch_add(&file->references, 1);
 }
 
+static _Atomic uint64_t changes;
+
+uint64_t hostfile_changes(void)
+{
+    return atomic_load_explicit(&changes, memory_order_acquire);
+}
+
+void hostfile_changed(void)
+{
+    atomic_fetch_add(&changes, 1);
+    pump_run_all();
+}
+
 int fdstash_file_unref(fdstash_file *file)
 {
     int rc = 0;
@@ -145,6 +159,7 @@ int fdstash_file_unref(fdstash_file *file)
     /* In a forked child the number is closed, and may be somebody else's, and
      * threads that are not there still seem to wait for a range. */
     if (file->epoch == owned_epoch()) {
+        hostfile_changed();
         rc = owned_close(file->slot, !file->remote);
         range_lock_destroy(&file->ranges);
     }

@@ -49,6 +49,11 @@ int identity_of(int fd, struct file_identity *out, uint64_t *size);
 int identity_equal(const struct file_identity *a, const struct file_identity *b);
 int hostfile_is_shared(const struct fdstash_file *file);
 struct sharing hostfile_sharing(const struct fdstash_file *file);
+/* How often the slot of any file has got another description, or none at all: what
+ * remembers descriptions forgets them when this has changed. */
+uint64_t hostfile_changes(void);
+/* It has: queues that no thread is using forget at once. */
+void hostfile_changed(void);
 /* Another description came into the slot. */
 void hostfile_set_sharing(struct fdstash_file *file, struct sharing sharing);
 void hostfile_latch(struct fdstash_file *file, int error);

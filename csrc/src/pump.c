@@ -51,8 +51,10 @@ void pump_remove(struct pump *pump)
     pthread_mutex_unlock(&pumps_lock);
 }
 
-static void run_all(void)
+void pump_run_all(void)
 {
+    if (!atomic_load(&pump_count))
+        return;
     pthread_mutex_lock(&pumps_lock);
     for (struct pump *pump = pumps; pump; pump = pump->next)
         pump->run(pump);
@@ -88,7 +90,7 @@ static int wait_beside(pthread_cond_t *changed, pthread_mutex_t *lock, const str
     if (rc != ETIMEDOUT)
         return rc;
     pthread_mutex_unlock(lock);
-    run_all();
+    pump_run_all();
     pthread_mutex_lock(lock);
     return last ? ETIMEDOUT : 0;
 }

@@ -18,6 +18,9 @@ void pump_add(struct pump *pump);
 /* Returns when nobody is running it. */
 void pump_remove(struct pump *pump);
 
+/* Runs every pump once: for who has changed what queues remember. */
+void pump_run_all(void);
+
 /* As pthread_cond_wait on a condition of the monotonic clock, running the pumps that
  * there are once a millisecond, without the lock; may return for no reason. */
 void pump_wait(pthread_cond_t *changed, pthread_mutex_t *lock);

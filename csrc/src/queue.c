@@ -22,6 +22,8 @@ static void lend(struct pump *pump)
         return;
     if (!queue->sleeping) {
         queue->lending = 1;
+        if (!queue->bound)
+            queue_refresh(queue);
         queue_reap(queue);
         queue->lending = 0;
         if (queue->told && queue->done.first)
@@ -324,6 +326,15 @@ static void reap_finished(struct fdstash_queue *queue)
     }
 }
 
+void queue_refresh(struct fdstash_queue *queue)
+{
+    uint64_t changes = hostfile_changes();
+    if (queue->ring && queue->changes != changes) {
+        queue->changes = changes;
+        ring_forget_files(queue->ring);
+    }
+}
+
 void queue_reap(struct fdstash_queue *queue)
 {
     struct ring_done done[REAP_BATCH];
@@ -336,6 +347,17 @@ void queue_reap(struct fdstash_queue *queue)
     }
     if (queue->with_workers + queue->with_driver > 0)
         reap_finished(queue);
+}
+
+int fdstash_queue_pin(fdstash_queue *queue, void *memory, uint64_t length)
+{
+    int rc = queue_enter(queue);
+    if (rc < 0)
+        return rc;
+    if (queue->ring)
+        rc = ring_pin(queue->ring, memory, length);
+    queue_leave(queue);
+    return rc;
 }
 
 static int is_driver_missing(struct fdstash_queue *queue)

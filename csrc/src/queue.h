@@ -76,6 +76,7 @@ struct fdstash_queue {
     pthread_mutex_t lock; /* of all below; never held while waiting */
     struct pump pump;
     struct gate_listener listener;
+    uint64_t changes;        /* hostfile_changes when the ring last forgot its files */
     struct ring *ring;       /* or NULL */
     unsigned in_ring;        /* pieces that are the ring's */
     struct workers *movers;  /* of pieces, zero and trim: nothing there waits at the gate */
@@ -137,6 +138,8 @@ void queue_give_back(struct fdstash_queue *queue, struct queue_slot *slot);
 void queue_start(struct fdstash_queue *queue, struct queue_slot *slot);
 /* What was added, and what the gate held. */
 void queue_start_all(struct fdstash_queue *queue);
+/* Lets the ring forget descriptions that a reopen or a close has put out of use. */
+void queue_refresh(struct fdstash_queue *queue);
 /* Looks what became of what was given away. */
 void queue_reap(struct fdstash_queue *queue);
 /* Sleeps, without the lock, until something may have become of it: 0, -ETIMEDOUT,

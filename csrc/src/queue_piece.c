@@ -115,6 +115,8 @@ void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
             piece->length -= (uint64_t)moved;
         }
     }
+    if (queue->ring && !queue->lending)
+        queue_refresh(queue);
     struct ring_request request = {piece->memory,     piece->length,   piece->offset,
                                    piece->file->slot, is_write(piece), rwf_flags(piece)};
     if (!queue->ring || queue->lending || ring_prepare(queue->ring, &request, piece) < 0)

@@ -10,8 +10,16 @@
 
 #include "owned.h"
 
+/* Files with higher numbers are looked up by each request. */
+enum { MOST_FILES = 1024 };
+
 struct ring {
     struct io_uring uring;
+    unsigned most_files;             /* 0: this kernel registers none */
+    unsigned files;                  /* that are registered */
+    unsigned char known[MOST_FILES]; /* by number: whether it is */
+    char *pinned;                    /* memory that is registered; or NULL */
+    uint64_t pinned_length;
     unsigned flags; /* IORING_SETUP_* that were accepted */
     int started;    /* a bound ring begins disabled, for the thread that submits first */
 };
@@ -72,6 +80,8 @@ int ring_new(unsigned entries, int bound, struct ring **out)
         return fd;
     }
     ring->started = !(ring->flags & IORING_SETUP_R_DISABLED);
+    if (io_uring_register_files_sparse(&ring->uring, MOST_FILES) == 0)
+        ring->most_files = MOST_FILES;
     *out = ring;
     return 0;
 }
@@ -109,6 +119,71 @@ int ring_submit(struct ring *ring)
     return rc < 0 ? rc : 0;
 }
 
+/* Whether the file can be named by its place in the ring's table, which is its number.
+ * A place is filled where it is empty, and emptied when nothing that is prepared names
+ * it: so an update that fails leaves no request without a file. */
+static int is_registered(struct ring *ring, int fd)
+{
+    if ((unsigned)fd >= ring->most_files)
+        return 0;
+    if (!ring->known[fd] &&
+        io_uring_register_files_update(&ring->uring, (unsigned)fd, &fd, 1) == 1) {
+        ring->known[fd] = 1;
+        ring->files++;
+    }
+    return ring->known[fd];
+}
+
+void ring_forget_files(struct ring *ring)
+{
+    int none = -1;
+    if (!ring->files)
+        return;
+    if (io_uring_sq_ready(&ring->uring))
+        ring_submit(ring);
+    for (unsigned i = 0; i < ring->most_files && ring->files > 0; i++) {
+        if (!ring->known[i])
+            continue;
+        io_uring_register_files_update(&ring->uring, i, &none, 1);
+        ring->known[i] = 0;
+        ring->files--;
+    }
+}
+
+int ring_pin(struct ring *ring, void *memory, uint64_t length)
+{
+    struct iovec iov = {memory, length};
+    if (ring->pinned)
+        return -EBUSY;
+    int rc = io_uring_register_buffers(&ring->uring, &iov, 1);
+    if (rc < 0)
+        return rc;
+    ring->pinned = memory;
+    ring->pinned_length = length;
+    return 0;
+}
+
+static int is_pinned(const struct ring *ring, const struct ring_request *request)
+{
+    uint64_t at = (uint64_t)((char *)request->memory - ring->pinned);
+    return ring->pinned && (char *)request->memory >= ring->pinned && at <= ring->pinned_length &&
+           request->length <= ring->pinned_length - at;
+}
+
+static void prepare(struct io_uring_sqe *sqe, const struct ring_request *request, int pinned)
+{
+    unsigned length = (unsigned)request->length;
+    if (request->write && pinned)
+        io_uring_prep_write_fixed(sqe, request->fd, request->memory, length, request->offset, 0);
+    else if (request->write)
+        io_uring_prep_write(sqe, request->fd, request->memory, length, request->offset);
+    else if (pinned)
+        io_uring_prep_read_fixed(sqe, request->fd, request->memory, length, request->offset, 0);
+    else
+        io_uring_prep_read(sqe, request->fd, request->memory, length, request->offset);
+    sqe->rw_flags = request->rwf_flags;
+}
+
 int ring_prepare(struct ring *ring, const struct ring_request *request, void *cookie)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->uring);
@@ -118,13 +193,9 @@ int ring_prepare(struct ring *ring, const struct ring_request *request, void *co
         if (!sqe)
             return -EAGAIN;
     }
-    if (request->write)
-        io_uring_prep_write(sqe, request->fd, request->memory, (unsigned)request->length,
-                            request->offset);
-    else
-        io_uring_prep_read(sqe, request->fd, request->memory, (unsigned)request->length,
-                           request->offset);
-    sqe->rw_flags = request->rwf_flags;
+    prepare(sqe, request, is_pinned(ring, request));
+    if (is_registered(ring, request->fd))
+        io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
     io_uring_sqe_set_data(sqe, cookie);
     return 0;
 }

@@ -7,6 +7,8 @@
 
 struct ring;
 
+/* Files and memory that the kernel looks up once are registered: a file when it is
+ * first used, by its number, as long as the ring is not told to forget. */
 struct ring_request {
     void *memory;
     uint64_t length, offset; /* bytes; length below 4 GiB */
@@ -29,6 +31,11 @@ void ring_free(struct ring *ring);
 int ring_prepare(struct ring *ring, const struct ring_request *request, void *cookie);
 /* Hands what was prepared to the kernel. */
 int ring_submit(struct ring *ring);
+/* Submits, and lets go of the files that were registered: requests that the kernel
+ * has taken up keep theirs. Unless bound, by any thread that excludes the owner. */
+void ring_forget_files(struct ring *ring);
+/* Registers memory, for requests that lie in it: once. Owner. */
+int ring_pin(struct ring *ring, void *memory, uint64_t length);
 /* What is done, at most capacity of it. may_enter: the kernel may be asked to finish
  * what it has put off. Any one thread at a time. */
 unsigned ring_reap(struct ring *ring, int may_enter, struct ring_done *out, unsigned capacity);

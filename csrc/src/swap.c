@@ -117,7 +117,7 @@ static int exchange_one(struct fdstash_swap *swap, struct swap_item *item)
     return rc;
 }
 
-int fdstash_swap_exchange(fdstash_swap *swap, fdstash_failure *failure)
+static int exchange_all(fdstash_swap *swap, fdstash_failure *failure)
 {
     for (size_t i = 0; i < swap->count; i++) {
         int rc = exchange_one(swap, &swap->items[i]);
@@ -129,6 +129,15 @@ int fdstash_swap_exchange(fdstash_swap *swap, fdstash_failure *failure)
         }
     }
     return 0;
+}
+
+int fdstash_swap_exchange(fdstash_swap *swap, fdstash_failure *failure)
+{
+    int rc = exchange_all(swap, failure);
+    /* A description whose flags were set is the same as before. */
+    if (swap->spare >= 0)
+        hostfile_changed();
+    return rc;
 }
 
 void fdstash_swap_settle(fdstash_swap *swap)

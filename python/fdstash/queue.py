@@ -76,6 +76,7 @@ class Queue:
         self._completions = ffi.new("fdstash_completion[]", depth)
         #: By id: the tag, and the view that pins the buffer.
         self._taken: list[tuple[Any, Any] | None] = [None] * depth
+        self._pinned: Any = None
         self._server: Server | None = None
 
     # -- what it is
@@ -107,6 +108,24 @@ class Queue:
         It belongs to the queue; `wait` clears it.
         """
         return check(lib.fdstash_queue_fd(self._open()), self._state.name)
+
+    def pin(self, buffer: Any) -> bool:
+        """Have the kernel look the pages of a buffer up once, for requests that lie in it.
+
+        Worth it for memory that many requests use. Whether it was done: not without io_uring,
+        beyond RLIMIT_MEMLOCK, or a second time; then all goes on as before. The buffer cannot
+        be resized until the queue is closed.
+        """
+        view = ffi.from_buffer("char[]", buffer, require_writable=True)
+        with self._owned() as handle:
+            if lib.fdstash_queue_engine(handle) != lib.FDSTASH_ENGINE_URING:
+                return False
+            rc = lib.fdstash_queue_pin(handle, view, len(view))
+            if rc in (-errno.EBUSY, -errno.ENOMEM, -errno.EOPNOTSUPP, -errno.EFAULT, -errno.EINVAL):
+                return False
+            self._check(rc)
+            self._pinned = view
+            return True
 
     # -- requests
 
@@ -188,7 +207,7 @@ class Queue:
             if self._server is not None:
                 self._server.join()
             lib.fdstash_queue_free(handle)
-            self._taken = []
+            self._taken, self._pinned = [], None
 
     def __enter__(self) -> Self:
         self._open()
