@@ -1,8 +1,10 @@
 /* queue_piece.c: how a piece is moved: at once, by the ring, or by a worker.
  *
- * A system call moves cached data for less than a ring does, so cached data is asked
- * for first in a way that does not wait (RWF_NOWAIT), and the ring is for what is not
- * there. Where that misses again and again, it is tried ever more seldom. */
+ * A system call moves cached data for less than a ring does (docs/queue.md has the
+ * measurements), so cached data is asked for first in a way that does not wait
+ * (RWF_NOWAIT), and the ring is for what is not there. Where that misses again and
+ * again, it is tried ever more seldom. A write to the page cache waits only where the
+ * kernel slows writers down, and few file systems have a way to ask. */
 #include <errno.h>
 
 #include "filesystem.h"
@@ -70,21 +72,25 @@ static int64_t move_cached(struct fdstash_queue *queue, const struct queue_piece
 {
     struct iovec iov = {piece->memory, piece->length};
     /* Files that are memory have nothing to wait for, and tmpfs refuses the flag. */
-    int flags = filesystem_is_memory(piece->file->filesystem) ? 0 : RWF_NOWAIT;
+    int waits = is_write(piece) || filesystem_is_memory(piece->file->filesystem);
+    int flags = waits ? 0 : RWF_NOWAIT;
     if (flags && queue->skip > 0) {
         queue->skip--;
         return -EAGAIN;
     }
     ssize_t rc = is_write(piece) ? pwritev2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags)
                                  : preadv2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags);
-    if (rc == (ssize_t)piece->length) {
+    int64_t moved = rc < 0 ? -errno : rc;
+    if (!flags)
+        return moved;
+    if (moved == (int64_t)piece->length) {
         queue->misses = 0;
-        return rc;
+        return moved;
     }
     if (queue->misses < MOST_SKIPPED)
         queue->misses = queue->misses ? queue->misses * 2 : 1;
     queue->skip = queue->misses;
-    return rc < 0 ? -errno : rc;
+    return moved;
 }
 
 static int is_direct(const struct queue_piece *piece)

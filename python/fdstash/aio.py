@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from fdstash._ffi import raise_for
-from fdstash.errors import ClosedError
+from fdstash.errors import ClosedError, ImageIOError
 from fdstash.queue import Mark, Queue
 from fdstash.requests import REASONS
 from fdstash.state import ImageState
@@ -151,9 +151,16 @@ class AsyncImage:
                     raise ClosedError(f"the image {self._state.name!r} is closed")
                 for other in [each for each in self._lanes if each.is_closed()]:
                     self._lanes.pop(other).queue.close()
-                lane = _Lane(loop, Queue(self._state, self._mark, _DEPTH, "auto"))
+                lane = _Lane(loop, self._queue())
                 self._lanes[loop] = lane
             return lane
+
+    def _queue(self) -> Queue:
+        """One whose `submit` never waits, as ``auto`` may for a write: a loop must turn."""
+        try:
+            return Queue(self._state, self._mark, _DEPTH, "io_uring")
+        except ImageIOError:
+            return Queue(self._state, self._mark, _DEPTH, "threads")
 
 
 def _begin_one(method: Any, buffer: Any, offset: int, lane: _Lane, tag: object) -> None:
