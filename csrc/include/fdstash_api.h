@@ -400,8 +400,8 @@ int fdstash_image_grace(fdstash_image *image, int64_t timeout_ns);
 typedef struct fdstash_queue fdstash_queue;
 
 enum fdstash_engine {
-    FDSTASH_ENGINE_AUTO = 0,    /* cached data is moved at once, all else by the best there is */
-    FDSTASH_ENGINE_URING = 1,   /* io_uring */
+    FDSTASH_ENGINE_AUTO = 0,  /* by plain calls where those cost least, else by the best there is */
+    FDSTASH_ENGINE_URING = 1, /* io_uring */
     FDSTASH_ENGINE_THREADS = 2, /* worker threads */
     FDSTASH_ENGINE_SYNC = 3     /* system calls that wait, in submit */
 };

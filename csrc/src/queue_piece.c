@@ -1,10 +1,11 @@
 /* queue_piece.c: how a piece is moved: at once, by the ring, or by a worker.
  *
- * A system call moves cached data for less than a ring does (docs/queue.md has the
- * measurements), so cached data is asked for first in a way that does not wait
- * (RWF_NOWAIT), and the ring is for what is not there. Where that misses again and
- * again, it is tried ever more seldom. A write to the page cache waits only where the
- * kernel slows writers down, and few file systems have a way to ask. */
+ * Where a file system cannot be asked not to wait, a ring hands the request to a
+ * thread of the kernel, and a plain system call is much cheaper: for all that is on
+ * tmpfs, which has nothing to wait for, and for writes to the page cache, which wait
+ * only where the kernel slows writers down. Without a ring, reads ask the page cache
+ * first (RWF_NOWAIT) and go to a worker for what is not there; where that misses again
+ * and again, they ask ever more seldom. docs/queue.md has the measurements. */
 #include <errno.h>
 
 #include "filesystem.h"
@@ -71,9 +72,10 @@ static int take_range(struct queue_piece *piece)
 static int64_t move_cached(struct fdstash_queue *queue, const struct queue_piece *piece)
 {
     struct iovec iov = {piece->memory, piece->length};
-    /* Files that are memory have nothing to wait for, and tmpfs refuses the flag. */
-    int waits = is_write(piece) || filesystem_is_memory(piece->file->filesystem);
-    int flags = waits ? 0 : RWF_NOWAIT;
+    int plain = is_write(piece) || filesystem_is_memory(piece->file->filesystem);
+    int flags = plain ? 0 : RWF_NOWAIT;
+    if (!plain && queue->ring)
+        return -EAGAIN;
     if (flags && queue->skip > 0) {
         queue->skip--;
         return -EAGAIN;
