@@ -453,8 +453,12 @@ typedef struct fdstash_batch {
  * without. -EINVAL: depth is not 1 to FDSTASH_MAX_DEPTH. */
 int fdstash_queue_new(fdstash_image *image, uint32_t depth, uint32_t engine, uint32_t flags,
                       fdstash_queue **out, int *why);
-/* Waits for what is in flight, drops its completions, and frees. Requests that
- * wait for the driver are given up first; no thread may be inside next or answer. */
+/* Drops what was added and not submitted, or is held by the gate, and waits for the
+ * rest: 0; -EINTR and -FDSTASH_NEEDS, as from wait: call again. Completions may still be
+ * collected. */
+int fdstash_queue_drain(fdstash_queue *queue);
+/* Drains, drops completions, and frees. Requests that wait for the driver are given up
+ * first; no thread may be inside next or answer. */
 void fdstash_queue_free(fdstash_queue *queue);
 /* What moves bytes: enum fdstash_engine, never AUTO. */
 uint32_t fdstash_queue_engine(const fdstash_queue *queue);

@@ -135,6 +135,31 @@ static int is_running(const struct fdstash_queue *queue)
     return 0;
 }
 
+/* Under the lock. */
+static int drain(struct fdstash_queue *queue)
+{
+    struct queue_slot *slot;
+    int rc = 0;
+    while ((slot = slot_pop(&queue->held)))
+        queue_give_back(queue, slot);
+    while ((slot = slot_pop(&queue->added)))
+        queue_give_back(queue, slot);
+    queue_reap(queue);
+    while (rc == 0 && is_running(queue))
+        rc = queue_sleep(queue, -1);
+    return rc;
+}
+
+int fdstash_queue_drain(fdstash_queue *queue)
+{
+    int rc = queue_enter(queue);
+    if (rc < 0)
+        return rc;
+    rc = drain(queue);
+    queue_leave(queue);
+    return rc;
+}
+
 void fdstash_queue_free(fdstash_queue *queue)
 {
     /* In a forked child the threads are not there, and the locks may be held. */
@@ -142,9 +167,8 @@ void fdstash_queue_free(fdstash_queue *queue)
         return;
     fdstash_queue_stop(queue);
     pthread_mutex_lock(&queue->lock);
-    queue_reap(queue);
-    while (is_running(queue))
-        queue_sleep(queue, -1);
+    while (drain(queue) < 0)
+        ;
     pthread_mutex_unlock(&queue->lock);
     gate_unlisten(&queue->image->gate, &queue->listener);
     pump_remove(&queue->pump);

@@ -198,10 +198,15 @@ class Queue:
     # -- the end
 
     def close(self) -> None:
-        """Wait for what is in flight, drop completions, free. Twice is nothing."""
+        """Wait for what was submitted, drop all else, free. Twice is nothing."""
         if self._handle is None:
             return
         with self._owned() as handle:
+            try:
+                while self._goes_on(lib.fdstash_queue_drain(handle)):
+                    pass
+            except ClosedError:
+                pass  # in a forked child, where nothing of it runs
             self._handle = None
             lib.fdstash_queue_stop(handle)
             if self._server is not None:
