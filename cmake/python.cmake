@@ -4,8 +4,19 @@
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module ${SKBUILD_SABI_COMPONENT})
 
 set(native_c ${CMAKE_CURRENT_BINARY_DIR}/_native.c)
-set(native_api ${PROJECT_SOURCE_DIR}/csrc/include/fdstash_api.h)
+set(native_api ${CMAKE_CURRENT_BINARY_DIR}/native_api.h)
 set(native_preamble ${PROJECT_SOURCE_DIR}/csrc/ffi_preamble.c)
+
+# cffi reads one text: the declarations of both libraries.
+set(native_api_text "")
+foreach(api IN ITEMS fdstash_api.h fdstash_load_api.h)
+  set(api ${PROJECT_SOURCE_DIR}/csrc/include/${api})
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${api})
+  file(READ ${api} text)
+  string(APPEND native_api_text "${text}")
+endforeach()
+file(CONFIGURE OUTPUT ${native_api} CONTENT "${native_api_text}" @ONLY)
+
 add_custom_command(
   OUTPUT ${native_c}
   COMMAND Python::Interpreter -m cffi.gen_src read-sources
@@ -18,5 +29,5 @@ if(SKBUILD_SABI_VERSION)
   set(stable_abi USE_SABI ${SKBUILD_SABI_VERSION})
 endif()
 python_add_library(_native MODULE ${native_c} WITH_SOABI ${stable_abi})
-target_link_libraries(_native PRIVATE fdstash)
+target_link_libraries(_native PRIVATE fdstash_load)
 install(TARGETS _native LIBRARY DESTINATION fdstash COMPONENT python)

@@ -1,1 +1,1 @@
-#include "fdstash.h"
+#include "fdstash_load.h"

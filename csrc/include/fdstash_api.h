@@ -470,7 +470,8 @@ int fdstash_queue_add(fdstash_queue *queue, const fdstash_request *request);
  * pages up once. Once a queue; -ENOMEM: beyond RLIMIT_MEMLOCK, and other errors, after
  * which all goes on as without. */
 int fdstash_queue_pin(fdstash_queue *queue, void *memory, uint64_t length);
-/* Starts what was added. Returns how many requests are taken up and not collected. */
+/* Starts what was added. Returns how many requests are taken up and not collected.
+ * -FDSTASH_NEEDS, as from wait: all was started. */
 int fdstash_queue_submit(fdstash_queue *queue);
 /* Submits, waits until `min` completions are there, or all that are taken up, or
  * timeout_ns (negative: without limit) are over, and collects at most capacity of

@@ -125,7 +125,7 @@ static inline struct queue_slot *slot_pop(struct slot_list *list)
     return slot;
 }
 
-/* ---- the owner's calls (queue.c) ---- */
+/* ---- the owner's calls (queue.c, queue_wait.c) ---- */
 
 /* Begins and ends a call of the owner: 0, -EBUSY, -ESHUTDOWN. */
 int queue_enter(struct fdstash_queue *queue);
@@ -171,5 +171,7 @@ void piece_to_worker(struct fdstash_queue *queue, struct queue_piece *piece);
 /* ---- the driver's side (queue_driver.c) ---- */
 
 void queue_to_driver(struct fdstash_queue *queue, struct queue_slot *slot);
+/* Whether a request waits for a driver that nobody has begun. */
+int queue_lacks_driver(struct fdstash_queue *queue);
 
 #endif

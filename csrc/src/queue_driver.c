@@ -20,7 +20,7 @@ void queue_to_driver(struct fdstash_queue *queue, struct queue_slot *slot)
     slot->state = SLOT_DRIVER;
     queue->with_driver++;
     pthread_mutex_lock(&queue->driver_lock);
-    int stopped = queue->driver_stopped;
+    int stopped = queue->driver_stopped, missing = !queue->driver_known;
     if (!stopped) {
         slot_push(&queue->driver, slot);
         pthread_cond_signal(&queue->driver_wanted);
@@ -28,6 +28,18 @@ void queue_to_driver(struct fdstash_queue *queue, struct queue_slot *slot)
     pthread_mutex_unlock(&queue->driver_lock);
     if (stopped)
         finish(queue, slot, -ESHUTDOWN);
+    else if (missing)
+        queue_tell(queue); /* whoever polls is to call wait, which says so */
+}
+
+int queue_lacks_driver(struct fdstash_queue *queue)
+{
+    if (queue->with_driver == 0)
+        return 0;
+    pthread_mutex_lock(&queue->driver_lock);
+    int missing = queue->driver.first && !queue->driver_known && !queue->driver_stopped;
+    pthread_mutex_unlock(&queue->driver_lock);
+    return missing;
 }
 
 static struct timespec deadline_after(int64_t timeout_ns)

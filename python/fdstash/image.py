@@ -242,14 +242,16 @@ class Image(Reader):
             finally:
                 state.core.release()
 
-    def queue(self, depth: int = 64, *, engine: str = "auto") -> Queue:
+    def queue(self, depth: int = 64, *, engine: str = "auto", bound: bool = False) -> Queue:
         """A queue for at most `depth` requests at once; `engine` as `Queue.engine` names it.
 
         ``auto`` moves what is in the page cache at once and all else by io_uring, or by
-        threads where that is refused (`fdstash doctor` says). Close it when it is done.
+        threads where that is refused (`fdstash doctor` says). `bound`: promise that the thread
+        which submits first is the only one that uses it; the kernel then does less. Close it
+        when it is done.
         """
         self._state.check_open()
-        return Queue(self._state, self._mark, depth, engine)
+        return Queue(self._state, self._mark, depth, engine, bound=bound)
 
     @property
     def aio(self) -> AsyncImage:

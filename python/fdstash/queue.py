@@ -54,16 +54,22 @@ class Queue:
     completions of requests that were in flight when the image was closed can be collected.
     """
 
-    def __init__(self, state: ImageState, mark: Mark, depth: int, engine: str) -> None:
-        """Raises `OptionError`; `ImageIOError` (EOPNOTSUPP) for an engine that is refused."""
+    def __init__(
+        self, state: ImageState, mark: Mark, depth: int, engine: str, *, bound: bool = False
+    ) -> None:
+        """`bound`: the thread that submits first is the only one that ever uses it.
+
+        Raises `OptionError`; `ImageIOError` (EOPNOTSUPP) for an engine that is refused.
+        """
+        self._handle: Any = None
         if engine not in ENGINES:
             raise OptionError(f"engine is one of {', '.join(ENGINES)}", option="engine")
         if not 1 <= depth <= lib.FDSTASH_MAX_DEPTH:
             raise OptionError(f"depth is 1 to {lib.FDSTASH_MAX_DEPTH}", option="depth")
         out, why = ffi.new("fdstash_queue **"), ffi.new("int *")
-        self._handle: Any = None
         handle = state.core.handle
-        rc = lib.fdstash_queue_new(handle, depth, ENGINES[engine], 0, out, why)
+        flags = lib.FDSTASH_QUEUE_BOUND if bound else 0
+        rc = lib.fdstash_queue_new(handle, depth, ENGINES[engine], flags, out, why)
         if rc == -errno.EOPNOTSUPP:
             raise ImageIOError(-rc, f"io_uring is not to be had: errno {why[0]}", state.name)
         check(rc, state.name, "queue")
@@ -161,7 +167,9 @@ class Queue:
     def submit(self) -> int:
         """Start what was taken up; returns how many requests are in flight."""
         with self._owned() as handle:
-            return self._check(lib.fdstash_queue_submit(handle))
+            while self._goes_on(count := lib.fdstash_queue_submit(handle)):
+                pass
+            return int(count)
 
     def wait(self, min: int = 1, timeout: float | None = None) -> list[Completion]:  # noqa: A002
         """Submit, and wait for `min` completions, or all there will be, or `timeout` seconds.
@@ -231,6 +239,23 @@ class Queue:
             warnings.warn("unclosed queue", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
+    def drive(self, call: Callable[[Any], int]) -> int:
+        """Make a call of the core that waits for requests of this queue, until it has done.
+
+        For what is built upon queues, in this package: `call` gets the core's queue, serves
+        nothing by itself, and is made again after a signal, or once there is a driver. Returns
+        what it returned, or raises for it.
+        """
+        with self._owned() as handle:
+            while self._goes_on(rc := call(handle)):
+                pass
+            return rc
+
+    def before_write(self, n: int, offset: int) -> None:
+        """Let the format mark the image as written to, if it is not; for the same."""
+        if not self._state.marked:
+            self._image_mark(n, offset)
+
     # -- within
 
     def _open(self) -> Any:
@@ -255,8 +280,8 @@ class Queue:
         state = self._state
         state.check_open()
         check_range(n, offset)
-        if not state.marked and operation not in (lib.FDSTASH_OP_READ, lib.FDSTASH_OP_FLUSH):
-            self._image_mark(n, offset)
+        if operation not in (lib.FDSTASH_OP_READ, lib.FDSTASH_OP_FLUSH):
+            self.before_write(n, offset)
         with self._owned() as handle:
             request = self._request
             request.buffer, request.length, request.offset = view, n, offset
@@ -280,8 +305,8 @@ class Queue:
                 f"{len(places)} requests of {size} bytes do not fit a buffer of {len(view)}",
                 state.name,
             )
-        if operation == lib.FDSTASH_OP_WRITE and not state.marked and len(places):
-            self._image_mark(size, 0)
+        if operation == lib.FDSTASH_OP_WRITE and len(places):
+            self.before_write(size, 0)
         batch = ffi.new("fdstash_batch *")
         batch.offsets, batch.count = places, len(places)
         batch.buffer, batch.size = view, size

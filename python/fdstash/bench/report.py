@@ -11,7 +11,7 @@ from rich.table import Table
 from fdstash.bench.histogram import exact_percentile
 from fdstash.bench.result import Figures, Refusals, Result
 
-__all__ = ["show"]
+__all__ = ["show", "shown_time"]
 
 
 def show(result: Result, console: Console | None = None) -> None:
@@ -48,7 +48,8 @@ def _table(title: str, ways: list[Figures]) -> Table:
     return table
 
 
-def _time(nanoseconds: int) -> str:
+def shown_time(nanoseconds: int) -> str:
+    """With three digits, and the unit that suits it."""
     for unit, length in (("us", 1000), ("ms", 1_000_000)):
         if nanoseconds < 1000 * length:
             value = nanoseconds / length
@@ -68,7 +69,7 @@ def _overview(ways: list[Figures]) -> Table:
         table.add_row(title, *map(value, ways))
 
     def reopen_time(percent: float) -> Callable[[Figures], str]:
-        return lambda way: _time(exact_percentile(way.all_reopen_times, percent))
+        return lambda way: shown_time(exact_percentile(way.all_reopen_times, percent))
 
     row("reopens", lambda way: f"{way.reopens:,}")
     row("  that should have succeeded and failed", lambda way: _zero(way.failed_reopens))
@@ -81,9 +82,9 @@ def _overview(ways: list[Figures]) -> Table:
     row("requests", lambda way: f"{way.requests:,}")
     row("  failed", lambda way: _zero(way.failed_requests))
     row("  wrong blocks", lambda way: _zero(way.wrong_blocks))
-    row("  longest", lambda way: _time(way.longest_request_ns))
-    row("  in flight at a reopen, p99.9", lambda way: _time(way.in_flight_p999_ns))
-    row("  in flight at other moments, p99.9", lambda way: _time(way.placebo_p999_ns))
+    row("  longest", lambda way: shown_time(way.longest_request_ns))
+    row("  in flight at a reopen, p99.9", lambda way: shown_time(way.in_flight_p999_ns))
+    row("  in flight at other moments, p99.9", lambda way: shown_time(way.placebo_p999_ns))
     return table
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import fdstash
+from fdstash.cli.bench_io import bench_io
 from fdstash.cli.bench_reopen import bench_reopen
 from fdstash.cli.check import check
 from fdstash.cli.convert import convert
@@ -104,4 +105,5 @@ def bench() -> None:
 
 for command in (info, map_command, create, check, convert, doctor):
     app.add_command(command)
-bench.add_command(bench_reopen)
+for command in (bench_io, bench_reopen):
+    bench.add_command(command)

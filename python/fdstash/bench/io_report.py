@@ -1,0 +1,70 @@
+"""What `bench io` found, as a table on a terminal, or as plain text. Needs rich."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from fdstash.bench.histogram import exact_percentile
+from fdstash.bench.io import IoResult
+from fdstash.bench.report import shown_time
+
+__all__ = ["show"]
+
+_PERCENTILES = (50, 99, 99.9, 99.99)
+
+
+def show(result: IoResult, console: Console | None = None) -> None:
+    """Print what was found to standard output."""
+    to = console or Console(highlight=False)
+    settings = result.settings
+    to.print(
+        f"{result.image['format']}, {settings.rw}, blocks of {settings.block_bytes} bytes,"
+        f" depth {settings.depth}, {settings.jobs} job{'s' * (settings.jobs > 1)},"
+        f" cache {settings.cache}, engine {settings.engine}"
+        + (f" ({result.engine})" if settings.engine == "auto" else "")
+    )
+    to.print(_directions(result))
+    if settings.reopens:
+        to.print(_reopens(result))
+    if settings.verify:
+        to.print(f"verified; wrong blocks: {result.wrong}")
+    for message in result.messages:
+        to.print(f"[bold red]{message}[/]")
+
+
+def _directions(result: IoResult) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "IOPS", "MiB/s", "mean", *(f"p{p:g}" for p in _PERCENTILES), "max"):
+        table.add_column(heading, justify="right" if heading else "left")
+    seconds = result.seconds or 1
+    for number, name in enumerate(("read", "write")):
+        latency = result.latency[f"{name.upper()}_DUE"]
+        if not result.requests[number]:
+            continue
+        table.add_row(
+            name,
+            f"{result.requests[number] / seconds:,.0f}",
+            f"{result.bytes[number] / seconds / (1 << 20):,.1f}",
+            shown_time(round(latency.mean)),
+            *(shown_time(latency.percentile(p)) for p in _PERCENTILES),
+            shown_time(latency.largest),
+        )
+    return table
+
+
+def _reopens(result: IoResult) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "count", "p50", "p99", "p99.9", "max"):
+        table.add_column(heading, justify="right" if heading else "left")
+    times = result.reopen_ns
+    table.add_row(
+        "reopens",
+        str(len(times)),
+        *(shown_time(exact_percentile(times, p)) for p in (50, 99, 99.9, 100)),
+    )
+    for title, name in (("in flight at a reopen", "MARKED"), ("at other moments", "PLACEBO")):
+        latency = result.latency[name]
+        values = [shown_time(latency.percentile(p)) for p in (50, 99, 99.9)]
+        table.add_row(title, str(len(latency)), *values, shown_time(latency.largest))
+    return table
