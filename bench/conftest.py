@@ -9,6 +9,7 @@ import pytest
 
 import fdstash
 from bench import places, results
+from bench.loads import SIZE
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,14 @@ def tmpfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def ext4(tmpfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder on ext4: on a loop device over tmpfs, or a temporary folder without root."""
     with places.ext4(tmpfs, tmp_path_factory.mktemp("ext4")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def disk(tmpfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on a disk for O_DIRECT with room for three images of a load."""
+    size = 3 * SIZE + (256 << 20)
+    with places.disk(tmpfs, tmp_path_factory.mktemp("disk"), size) as folder:
         yield folder
 
 

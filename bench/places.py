@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.need import missing, need_program
 
-__all__ = ["ext4", "file_system", "tmpfs"]
+__all__ = ["disk", "ext4", "file_system", "tmpfs"]
 
 _EXT4_BYTES = 512 << 20
 _EXT4_INODES = 16384
@@ -76,3 +76,28 @@ def ext4(below: Path, mount_point: Path) -> Iterator[Path]:
     with _mounted(mount_point, "-o", "loop", str(disk)):
         yield mount_point
     disk.unlink()
+
+
+@contextlib.contextmanager
+def disk(below: Path, mount_point: Path, size: int) -> Iterator[Path]:
+    """An ext4 of `size` bytes for O_DIRECT: its loop device does without a page cache too.
+
+    Without root `mount_point` itself, whatever it lies on.
+    """
+    if os.geteuid() != 0:
+        yield mount_point
+        return
+    backing = below / "disk.img"
+    with backing.open("wb") as file:
+        file.truncate(size)
+    mkfs = need_program("mkfs.ext4", "e2fsprogs")
+    subprocess.run([mkfs, "-q", "-F", "-N", str(_EXT4_INODES), str(backing)], check=True)
+    losetup = need_program("losetup", "mount")
+    attach = [losetup, "--find", "--show", "--direct-io=on", str(backing)]
+    device = subprocess.run(attach, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        with _mounted(mount_point, device):
+            yield mount_point
+    finally:
+        subprocess.run([losetup, "--detach", device], check=True)
+    backing.unlink()

@@ -206,8 +206,9 @@ static int begin(struct fdstash_load *load, int64_t now)
     if (block == UINT64_MAX)
         return 0;
     const fdstash_load_plan *plan = &load->plan;
-    slot->write = plan->read_percent < 100 && (plan->read_percent == 0 ||
-                                               (next_random(load) >> 32) % 100 >= plan->read_percent);
+    slot->write =
+        plan->read_percent < 100 &&
+        (plan->read_percent == 0 || (next_random(load) >> 32) % 100 >= plan->read_percent);
     fdstash_request request = {slot->memory, plan->block, offset_of(load, block),
                                slot->write ? FDSTASH_OP_WRITE : FDSTASH_OP_READ,
                                slot->write ? plan->flags : 0};
@@ -280,8 +281,7 @@ static void halve_intervals(struct fdstash_load *load)
                                       a.max_ns > b.max_ns ? a.max_ns : b.max_ns};
         load->intervals[i / 2] = both;
     }
-    memset(load->intervals + FDSTASH_LOAD_INTERVALS / 2, 0,
-           sizeof(load->intervals) / 2);
+    memset(load->intervals + FDSTASH_LOAD_INTERVALS / 2, 0, sizeof(load->intervals) / 2);
     load->width_ns *= 2;
 }
 

@@ -6,6 +6,7 @@ Field names are those of fio 3 (`--output-format=json+` documents them in its HO
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import fdstash
@@ -87,6 +88,7 @@ def _ours(result: IoResult) -> dict[str, Any]:
 
 
 def _direction(result: IoResult, write: int | None) -> dict[str, Any]:
+    percentiles: dict[str, Any] = {}
     if write is None:
         due = service = Latency.sum_of(())
         count = moved = 0
@@ -94,6 +96,8 @@ def _direction(result: IoResult, write: int | None) -> dict[str, Any]:
         name = ("READ", "WRITE")[write]
         due, service = result.latency[f"{name}_DUE"], result.latency[name]
         count, moved = result.requests[write], result.bytes[write]
+        told = {f"{p:.6f}": service.percentile(p) for p in _PERCENTILES}
+        percentiles = {"percentile": told}
     seconds = result.seconds or 1
     rates = _rates(result, count)
     mean_bw = moved / seconds / 1024
@@ -109,8 +113,7 @@ def _direction(result: IoResult, write: int | None) -> dict[str, Any]:
         "short_ios": 0,
         "drop_ios": 0,
         "slat_ns": _stats(Latency.sum_of(())),
-        "clat_ns": _stats(service)
-        | {"percentile": {f"{p:.6f}": service.percentile(p) for p in _PERCENTILES}},
+        "clat_ns": _stats(service) | percentiles,
         "lat_ns": _stats(due),
         "bw_min": int(rates[0] * per_request),
         "bw_max": int(rates[1] * per_request),
@@ -146,9 +149,9 @@ def _rates(result: IoResult, count: int) -> tuple[float, float, float, int]:
         return 0, 0, 0, 0
     # The last stretch is not a whole one.
     starts = [each.start_ns for each in result.intervals]
-    width = min(b - a for a, b in zip(starts, starts[1:], strict=False) if b > a) / 1e9
+    width = min(b - a for a, b in pairwise(starts) if b > a) / 1e9
     share = count / every
-    rates = [share * each.count / width for each in result.intervals[:-1]]
+    rates = [share * each.requests / width for each in result.intervals[:-1]]
     mean = sum(rates) / len(rates)
     deviation = (sum((rate - mean) ** 2 for rate in rates) / len(rates)) ** 0.5
     return min(rates), max(rates), deviation, len(rates)

@@ -43,7 +43,7 @@ class Plan:
 
 
 class Totals(NamedTuple):
-    """What has completed."""
+    """What has completed, well or not; bytes are those that were moved."""
 
     reads: int
     writes: int
@@ -73,7 +73,7 @@ class Interval(NamedTuple):
     """Requests that completed in a stretch of time."""
 
     start_ns: int  #: CLOCK_MONOTONIC
-    count: int
+    requests: int
     mean_ns: float
     max_ns: int
 
@@ -176,8 +176,10 @@ class Job(threading.Thread):
         found = ffi.new("fdstash_load_totals *")
         lib.fdstash_load_report(self._handle, found)
         return Totals(
-            *found.requests,
-            *found.bytes,
+            found.requests[0],
+            found.requests[1],
+            found.bytes[0],
+            found.bytes[1],
             found.failed,
             found.wrong,
             found.failed_offset,

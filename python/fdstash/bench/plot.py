@@ -17,7 +17,9 @@ def plot(result: IoResult, path: str) -> None:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise OptionError("plots need matplotlib: pip install 'fdstash[plot]'", option="plot") from error
+        raise OptionError(
+            "plots need matplotlib: pip install 'fdstash[plot]'", option="plot"
+        ) from error
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.add_subplot()
     start = min((each.start_ns for each in result.intervals), default=0)

@@ -39,7 +39,9 @@ _TITLES = {"fill": "fill", "load": "measure"}
     help="Threads, each with a part of the image of its own.",
 )  # fmt: skip
 @click.option("--runtime", type=float, help="Seconds; default: 10, or until --io-size.")
-@click.option("--size", "image_size", type=size, help="Bytes of the image; default: all, or 1G made.")
+@click.option(
+    "--size", "image_size", type=size, help="Bytes of the image; default: all, or 1G made."
+)
 @click.option("--io-size", type=size, help="Stop after that many bytes.")
 @click.option(
     "--cache", type=click.Choice(list(CACHE_MODES)), default=_DEFAULTS.cache, show_default=True,

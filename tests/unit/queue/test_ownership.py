@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fdstash
-from fdstash import ClosedError, Image, Queue
+from fdstash import ClosedError, Image
 from tests.support.disks import make_raw, noise
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
@@ -90,7 +90,7 @@ def test_another_thread_is_refused_and_never_waits(image: Image, engine: str) ->
         queue.write(b"x" * 100, 0, "held")
         waiting = threading.Thread(target=queue.wait)
         waiting.start()
-        while queue.in_flight and not queue._owner.locked():  # noqa: SLF001 - to meet it inside
+        while queue.in_flight and not queue._owner.locked():
             pass
         for call in (queue.submit, lambda: queue.wait(0), queue.close):
             with pytest.raises(RuntimeError, match="another thread"):
@@ -151,7 +151,7 @@ def test_an_unclosed_queue_is_told_and_closed(image: Image, engine: str) -> None
     queue = image.queue(4, engine=engine)
     queue.read(bytearray(4096), 0)
     queue.submit()
-    with pytest.warns(ResourceWarning, match="unclosed queue"):
+    with pytest.warns(ResourceWarning, match="unclosed queue"):  # noqa: PT031 - one thing
         del queue
         gc.collect()
 

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,8 @@ def test_another_thread_reopens_while_the_owner_does_something_else(
             queue.write(noise(777), 100, "write")
         queue.read(bytearray(100), 0, "read")
         queue.submit()
-        done = []
-        thread = threading.Thread(target=lambda c=change: done.append(image.reopen(**c, timeout=20)))
-        thread.start()
-        thread.join(30)
-        assert done
+        with ThreadPoolExecutor(1) as elsewhere:
+            elsewhere.submit(image.reopen, **change, timeout=20).result(30)
         while queue.in_flight:
             assert all(each.result >= 0 for each in queue.wait())
 

@@ -190,7 +190,9 @@ def test_many_raise_the_first_error_when_all_have_completed(image: Image, queue:
 def test_many_beside_others(queue: Queue) -> None:
     buffer = bytearray(4096)
     queue.read(buffer, 0, "other")
-    assert queue.read_many(array.array("q", range(0, 51_200, 512)), 512, bytearray(51_200)) == 51_200
+    assert (
+        queue.read_many(array.array("q", range(0, 51_200, 512)), 512, bytearray(51_200)) == 51_200
+    )
     assert results(queue) == {"other": 4096}
     for _ in range(8):
         queue.read(bytearray(1), 0)
@@ -281,6 +283,8 @@ def test_the_driver_serves_errors_too(tmp_path: Path, engine: str) -> None:
 
 def test_the_engine_is_the_one_that_was_asked_for(image: Image, engine: str) -> None:
     with image.queue(2, engine=engine) as queue:
-        assert queue.engine == engine or (engine == "auto" and queue.engine in ("io_uring", "threads"))
+        assert queue.engine == engine or (
+            engine == "auto" and queue.engine in ("io_uring", "threads")
+        )
         assert queue.depth == 2
         assert os.fstat(queue.fileno())
