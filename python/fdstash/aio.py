@@ -63,6 +63,7 @@ class _Lane:
         self.loop.remove_reader(self.queue.fileno())
         while self.queue.in_flight:
             for future, result in self.queue.wait():
+                self._room.release()  # whoever waits for room is told that it is closed
                 if not future.done():
                     future.set_result(result)
         self.queue.close()
