@@ -346,7 +346,9 @@ class QueueMachine(RequestMachine):
                 if each.mode is None:
                     assert result == -errno.ESHUTDOWN
                 else:
-                    self.completed(each, result, *([-errno.ESHUTDOWN] if self.driven else []))
+                    # What waits for the driver is not begun yet, nor a flush on its worker.
+                    late = self.driven or each.kind == "flush"
+                    self.completed(each, result, *([-errno.ESHUTDOWN] if late else []))
         assert not self.pending
         self.queue.close()
         assert descriptor_count() == self.before
