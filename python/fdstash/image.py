@@ -35,7 +35,8 @@ from fdstash.state import ImageState
 
 __all__ = ["Image", "open"]
 
-_EVERYTHING = int(Requests.READS | Requests.WRITES | Requests.UNALIGNED_WRITES | Requests.FLUSHES)
+#: What a resize holds. No flush: one in flight would wait for the end of the hold, and it for that.
+_READS_AND_WRITES = int(Requests.READS | Requests.WRITES | Requests.UNALIGNED_WRITES)
 
 
 def open(  # noqa: A001 - the builtin's name, as in io and gzip
@@ -221,7 +222,7 @@ class Image(Reader):
             self._fail(rc)
 
     def resize(self, size: int) -> None:
-        """Make the disk `size` bytes long, with every request held meanwhile.
+        """Make the disk `size` bytes long, with reads and writes held meanwhile.
 
         ENOTSUP where the format cannot, EBADF on an ``r`` image.
         """
@@ -232,7 +233,7 @@ class Image(Reader):
                 raise_for(-errno.EDEADLK, state.name, "resize from within a reopen of the image")
             if not state.graph.writable:
                 raise_for(-errno.EBADF, state.name, "resize an image that is open read-only")
-            state.core.hold(_EVERYTHING, None)
+            state.core.hold(_READS_AND_WRITES, None)
             try:
                 state.write_back()
                 state.graph.format.resize(size)

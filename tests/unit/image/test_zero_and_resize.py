@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,24 @@ def test_resize_grows_with_zeros_and_shrinks(raw: Path) -> None:
         with pytest.raises(fdstash.Error):
             image.resize(-1)
         assert image.size == SIZE
+
+
+def test_resizes_and_flushes_do_not_wait_for_each_other(raw: Path) -> None:
+    ended = threading.Event()
+
+    def flush() -> None:
+        while not ended.is_set():
+            image.pwrite(b"written", 0)
+            image.flush()
+
+    with fdstash.open(raw, "r+", format="raw") as image, ThreadPoolExecutor(3) as pool:
+        flushing = [pool.submit(flush) for _ in range(3)]
+        for number in range(1000):
+            image.resize(SIZE + number % 2 * 4096)
+        ended.set()
+        for each in flushing:
+            each.result(30)
+        assert image.pread(7, 0) == b"written"
 
 
 def test_what_cannot_be_resized_says_so_and_stays(flat: FlatDisk, raw: Path) -> None:
