@@ -55,6 +55,8 @@ int image_check_in_place(const struct write_request *request, uint64_t length, u
  * begun. */
 int image_change_space(const struct write_request *request, int trimming, uint64_t length,
                        uint64_t offset, uint32_t flags);
+/* As fdstash_image_flush, for who has entered with the class of flushes. */
+int image_flush_entered(struct fdstash_image *image);
 /* Notes what the driver is needed for; returns -FDSTASH_NEEDS. */
 int need_driver(fdstash_need *need, const struct fdstash_layer *layer, const fdstash_segment *run,
                 uint64_t done);

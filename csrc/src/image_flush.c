@@ -28,24 +28,32 @@ static int collect_latched(const struct fdstash_layer *layer, int take)
     return first_error;
 }
 
-static int flush(fdstash_image *image, int take, int files_alone)
+static int flush_entered(fdstash_image *image, int take, int files_alone)
 {
-    int ticket = image_enter(image, FDSTASH_FLUSHES);
-    if (ticket < 0)
-        return ticket;
     const struct fdstash_layer *layer = atomic_load(&image->layer);
-    if (!files_alone && atomic_load(&layer->dirty)) {
-        fdstash_image_leave(image, ticket, FDSTASH_FLUSHES);
+    if (!files_alone && atomic_load(&layer->dirty))
         return -FDSTASH_NEEDS;
-    }
     if (!(atomic_load(&image->flags) & FDSTASH_NO_FLUSH))
         flush_layers(layer);
     /* A swap may just have put the description that knows of an error out of
      * reach of fdatasync: it holds this class until it has latched the error. */
     gate_wait_open(&image->gate, FDSTASH_FLUSHES);
-    int rc = collect_latched(layer, take);
+    return collect_latched(layer, take);
+}
+
+static int flush(fdstash_image *image, int take, int files_alone)
+{
+    int ticket = image_enter(image, FDSTASH_FLUSHES);
+    if (ticket < 0)
+        return ticket;
+    int rc = flush_entered(image, take, files_alone);
     fdstash_image_leave(image, ticket, FDSTASH_FLUSHES);
     return rc;
+}
+
+int image_flush_entered(struct fdstash_image *image)
+{
+    return flush_entered(image, 1, 0);
 }
 
 int fdstash_image_flush(fdstash_image *image)

@@ -181,12 +181,18 @@ void slot_finish(struct fdstash_queue *queue, struct queue_slot *slot)
         complete(queue, slot, slot->result < 0 ? slot->result : (int64_t)slot->length);
 }
 
+static int enter(struct fdstash_queue *queue, struct queue_slot *slot, uint32_t class_bit)
+{
+    slot->write.class_bit = class_bit;
+    slot->write.ticket = image_try_enter(queue->image, class_bit);
+    return slot->write.ticket < 0 ? slot->write.ticket : 0;
+}
+
 static int begin_read(struct fdstash_queue *queue, struct queue_slot *slot)
 {
-    slot->write.class_bit = FDSTASH_READS;
-    slot->write.ticket = image_try_enter(queue->image, FDSTASH_READS);
-    if (slot->write.ticket < 0)
-        return slot->write.ticket;
+    int rc = enter(queue, slot, FDSTASH_READS);
+    if (rc < 0)
+        return rc;
     slot->write.layer = atomic_load(&queue->image->layer);
     slot->write.durable = 0;
     uint64_t size = slot->write.layer->size;
@@ -231,7 +237,7 @@ static void run_slot(struct job *job)
     const fdstash_request *request = &slot->request;
     int trimming = request->operation == FDSTASH_OP_TRIM;
     slot->result = request->operation == FDSTASH_OP_FLUSH
-                       ? fdstash_image_flush(queue->image)
+                       ? image_flush_entered(queue->image)
                        : image_change_space(&slot->write, trimming, request->length,
                                             request->offset, request->flags);
     pthread_mutex_lock(&queue->finished_lock);
@@ -251,7 +257,7 @@ static int begin(struct fdstash_queue *queue, struct queue_slot *slot)
     case FDSTASH_OP_READ:
         return begin_read(queue, slot);
     case FDSTASH_OP_FLUSH:
-        return 0;
+        return enter(queue, slot, FDSTASH_FLUSHES);
     default:
         return begin_write(queue, slot, 0);
     }

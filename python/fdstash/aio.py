@@ -11,7 +11,7 @@ from typing import Any
 from fdstash._ffi import raise_for
 from fdstash.errors import ClosedError, ImageIOError
 from fdstash.queue import Mark, Queue
-from fdstash.requests import REASONS
+from fdstash.requests import REASONS, check_range
 from fdstash.state import ImageState
 
 __all__ = ["AsyncImage"]
@@ -85,7 +85,8 @@ class AsyncImage:
 
     async def pread(self, n: int, offset: int) -> bytes:
         """As `Image.pread`."""
-        buffer = bytearray(min(n, max(0, self._state.core.size - offset)) if n > 0 else n)
+        check_range(n, offset)
+        buffer = bytearray(min(n, max(0, self._state.core.size - offset)))
         got = await self._request(lambda lane, tag: lane.queue.read(buffer, offset, tag))
         return bytes(memoryview(buffer)[:got])
 

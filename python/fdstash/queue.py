@@ -82,6 +82,8 @@ class Queue:
         self._completions = ffi.new("fdstash_completion[]", depth)
         #: By id: the tag, and the view that pins the buffer.
         self._taken: list[tuple[Any, Any] | None] = [None] * depth
+        #: Views of requests whose number is not known.
+        self._orphans: list[Any] = []
         self._pinned: Any = None
         self._server: Server | None = None
 
@@ -182,7 +184,7 @@ class Queue:
                 left = -1 if until is None else int(max(0.0, until - time.monotonic()) * 1e9)
                 count = lib.fdstash_queue_wait(handle, min, left, self._completions, self._depth)
                 if not self._goes_on(count):
-                    return [self._collected(self._completions[i]) for i in range(count)]
+                    return list(self._collected(count))
 
     def read_many(self, offsets: Any, size: int, into: Any) -> int:
         """Read `size` bytes at each of `offsets` into `into`, one after the other.
@@ -220,7 +222,7 @@ class Queue:
             if self._server is not None:
                 self._server.join()
             lib.fdstash_queue_free(handle)
-            self._taken, self._pinned = [], None
+            self._taken, self._orphans, self._pinned = [], [], None
 
     def __enter__(self) -> Self:
         self._open()
@@ -277,40 +279,64 @@ class Queue:
     def _add(
         self, operation: int, view: Any, n: int, offset: int, *, tag: Any, flags: int = 0
     ) -> None:
-        state = self._state
-        state.check_open()
-        check_range(n, offset)
-        if operation not in (lib.FDSTASH_OP_READ, lib.FDSTASH_OP_FLUSH):
-            self.before_write(n, offset)
-        with self._owned() as handle:
-            request = self._request
-            request.buffer, request.length, request.offset = view, n, offset
-            request.operation, request.flags = operation, flags
-            number = lib.fdstash_queue_add(handle, request)
-            if number == -errno.EAGAIN:
-                raise BlockingIOError(errno.EAGAIN, f"{self._depth} requests are taken up")
-            if number == -errno.EINVAL:
-                largest = lib.FDSTASH_MAX_REQUEST
-                raise ImageIOError(-number, f"a request has at most {largest} bytes", state.name)
-            self._check(number)
-            self._taken[number] = (tag, view)
+        number = -1
+        try:
+            self._state.check_open()
+            check_range(n, offset)
+            if operation not in (lib.FDSTASH_OP_READ, lib.FDSTASH_OP_FLUSH):
+                self.before_write(n, offset)
+            with self._owned() as handle:
+                request = self._request
+                request.buffer, request.length, request.offset = view, n, offset
+                request.operation, request.flags = operation, flags
+                number = 0
+                number = lib.fdstash_queue_add(handle, request)
+                if number < 0:
+                    self._refuse(number)
+                self._taken[number] = (tag, view)
+        except BaseException:
+            if number < 0:
+                # Whoever keeps the error, and with it these frames, keeps no buffer pinned.
+                _unpin(view)
+            else:
+                # An interrupt came about when it was taken up.
+                self._orphans.append(view)
+            raise
+
+    def _refuse(self, code: int) -> None:
+        if code == -errno.EAGAIN:
+            raise BlockingIOError(errno.EAGAIN, f"{self._depth} requests are taken up")
+        if code == -errno.EINVAL:
+            largest = lib.FDSTASH_MAX_REQUEST
+            raise ImageIOError(-code, f"a request has at most {largest} bytes", self._state.name)
+        self._check(code)
 
     def _run(self, operation: int, offsets: Any, size: int, view: Any, flags: int) -> int:
         state = self._state
-        state.check_open()
-        places = _integers(offsets)
-        if not 0 < size <= lib.FDSTASH_MAX_REQUEST or len(view) < len(places) * size:
-            raise ImageIOError(
-                errno.EINVAL,
-                f"{len(places)} requests of {size} bytes do not fit a buffer of {len(view)}",
-                state.name,
-            )
-        if operation == lib.FDSTASH_OP_WRITE and len(places):
-            self.before_write(size, 0)
-        batch = ffi.new("fdstash_batch *")
-        batch.offsets, batch.count = places, len(places)
-        batch.buffer, batch.size = view, size
-        batch.operation, batch.flags = operation, flags
+        places = None
+        try:
+            state.check_open()
+            places = _integers(offsets)
+            if not 0 < size <= lib.FDSTASH_MAX_REQUEST or len(view) < len(places) * size:
+                raise ImageIOError(
+                    errno.EINVAL,
+                    f"{len(places)} requests of {size} bytes do not fit a buffer of {len(view)}",
+                    state.name,
+                )
+            if operation == lib.FDSTASH_OP_WRITE and len(places):
+                self.before_write(size, 0)
+            batch = ffi.new("fdstash_batch *")
+            batch.offsets, batch.count = places, len(places)
+            batch.buffer, batch.size = view, size
+            batch.operation, batch.flags = operation, flags
+            self._run_batch(batch)
+        finally:
+            _unpin(view)
+            _unpin(places)
+        moved: int = batch.moved
+        return moved
+
+    def _run_batch(self, batch: Any) -> None:
         with self._owned() as handle:
             try:
                 while self._goes_on(rc := lib.fdstash_queue_run(handle, batch)):
@@ -324,9 +350,7 @@ class Queue:
         if rc == -errno.EAGAIN:
             raise BlockingIOError(-rc, "other requests have taken all the room of the queue")
         if batch.error < 0:
-            raise_for(batch.error, state.name, REASONS.get(-batch.error))
-        moved: int = batch.moved
-        return moved
+            raise_for(batch.error, self._state.name, REASONS.get(-batch.error))
 
     def _goes_on(self, rc: int) -> bool:
         """Whether the call is to be made again."""
@@ -346,11 +370,17 @@ class Queue:
             raise RuntimeError("another thread is using this queue")
         return check(rc, self._state.name, "queue")
 
-    def _collected(self, completion: Any) -> Completion:
-        taken, self._taken[completion.id] = self._taken[completion.id], None
-        if taken is None:
-            raise AssertionError("a completion without a request")
-        return Completion(taken[0], completion.result)
+    def _collected(self, count: int) -> Iterator[Completion]:
+        for completion in self._completions[0:count]:
+            taken, self._taken[completion.id] = self._taken[completion.id], None
+            if taken is not None:  # else nobody was told that it was taken up
+                yield Completion(taken[0], completion.result)
+
+
+def _unpin(view: Any) -> None:
+    """Let go of a buffer at once, whoever still knows the view."""
+    if view:
+        ffi.release(view)
 
 
 def _integers(offsets: Any) -> Any:

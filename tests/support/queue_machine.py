@@ -346,9 +346,8 @@ class QueueMachine(RequestMachine):
                 if each.mode is None:
                     assert result == -errno.ESHUTDOWN
                 else:
-                    # What waits for the driver is not begun yet, nor a flush on its worker.
-                    late = self.driven or each.kind == "flush"
-                    self.completed(each, result, *([-errno.ESHUTDOWN] if late else []))
+                    # What waits for the driver is not begun yet.
+                    self.completed(each, result, *([-errno.ESHUTDOWN] if self.driven else []))
         assert not self.pending
         self.queue.close()
         assert descriptor_count() == self.before

@@ -101,6 +101,7 @@ def test_errors_are_those_of_the_image(image: Image) -> None:
         assert await failed_with(aio.pwrite(b"x" * 11, image.size - 10)) == errno.ENOSPC
         assert await failed_with(aio.zero(11, image.size - 10)) == errno.ENOSPC
         assert await failed_with(aio.pread(1, -1)) == errno.EINVAL
+        assert await failed_with(aio.pread(-1, 0)) == errno.EINVAL
         await asyncio.to_thread(image.reopen, mode="r")
         assert await failed_with(aio.pwrite(b"x", 0)) == errno.EBADF
         assert await failed_with(aio.trim(4096, 0)) == errno.EBADF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import errno
 import gc
 import os
@@ -73,6 +74,41 @@ def test_an_image_is_closed_with_requests_in_flight(image: Image, engine: str) -
     with pytest.raises(ClosedError):
         queue.read(bytearray(1), 0)
     queue.close()
+
+
+def test_flushes_in_flight_end_before_an_image_does(tmp_path: Path, engine: str) -> None:
+    with (
+        fdstash.open(make_raw(tmp_path, 4096), "r+", format="raw") as image,
+        image.queue(64, engine=engine) as queue,
+    ):
+        for number in range(64):
+            queue.flush(number)
+        queue.submit()
+        image.close()
+        found: dict[int, int] = {}
+        while queue.in_flight:
+            found |= dict(queue.wait())
+    assert found == dict.fromkeys(range(64), 0)
+
+
+def test_a_kept_error_pins_no_buffer(image: Image, engine: str) -> None:
+    kept = []
+    with image.queue(1, engine=engine) as queue:
+        queue.read(bytearray(1), 0)
+        for call in (
+            lambda buffer: queue.read(buffer, 0),
+            lambda buffer: queue.write(buffer, 0),
+            lambda buffer: queue.read(buffer, -1),
+            lambda buffer: queue.read_many(buffer, 8, buffer),
+            lambda buffer: queue.read_many(array.array("q", [0, 8]), 8, buffer),
+            lambda buffer: queue.write_many(array.array("q", [0]), 8, buffer),
+        ):
+            buffer = bytearray(8)
+            with pytest.raises((OSError, TypeError)) as caught:
+                call(buffer)
+            buffer.append(0)  # BufferError, if it were pinned
+            kept.append(caught)
+    assert len(kept) == 6
 
 
 def test_another_thread_is_refused_and_never_waits(image: Image, engine: str) -> None:
