@@ -32,7 +32,7 @@ EXTENTS = 32
 #: Seventeen blocks: no neighbours, and all blocks in the end.
 STRIDE = 17 * BLOCK
 #: Requests of one run of qemu-img.
-COUNTS = {"raw": 400_000, "vmdk": 40_000} if tier.FULL else {"raw": 20_000, "vmdk": 2_000}
+COUNTS = {"raw": 200_000, "vmdk": 40_000} if tier.FULL else {"raw": 10_000, "vmdk": 1_000}
 
 
 class Place(NamedTuple):
@@ -122,9 +122,8 @@ def test_fio_one_at_a_time(benchmark: BenchmarkFixture, place: Place) -> None:
     )
 
 
+@pytest.mark.parametrize("place", ["disk"], indirect=True)
 def test_fio_sequential_write(benchmark: BenchmarkFixture, place: Place) -> None:
-    if not place.direct:
-        pytest.skip("a question of O_DIRECT")
     flags, peer = best(
         (
             " ".join(flags),

@@ -90,6 +90,9 @@ void ring_free(struct ring *ring)
 {
     if (!ring)
         return;
+    /* The kernel lets go of a ring's files when it comes to it, but of these at once. */
+    if (ring->files)
+        io_uring_unregister_files(&ring->uring);
     owned_close(ring->uring.ring_fd, 1);
     /* What is left for liburing to do is to unmap. */
     ring->uring.ring_fd = ring->uring.enter_ring_fd = -1;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import gc
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import fdstash
-from fdstash import ClosedError, Image
+from fdstash import AlignedBuffer, ClosedError, Image
 from tests.support.disks import make_raw, noise
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
@@ -74,6 +75,21 @@ def test_an_image_is_closed_with_requests_in_flight(image: Image, engine: str) -
     with pytest.raises(ClosedError):
         queue.read(bytearray(1), 0)
     queue.close()
+
+
+def test_a_closed_queue_holds_no_file(tmp_path: Path, engine: str) -> None:
+    path = make_raw(tmp_path, 1 << 16)
+    for _ in range(20):
+        with (
+            fdstash.open(path, "r+", format="raw", cache="none") as image,
+            image.queue(4, engine=engine) as queue,
+            AlignedBuffer(4096) as memory,
+        ):
+            queue.read(memory, 0)
+            assert queue.wait()[0].result == 4096
+        with path.open("r+b") as file:
+            # Granted only to who has it open alone.
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
 
 def test_flushes_in_flight_end_before_an_image_does(tmp_path: Path, engine: str) -> None:
