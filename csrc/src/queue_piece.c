@@ -3,15 +3,21 @@
  * Where a file system cannot be asked not to wait, a ring hands the request to a
  * thread of the kernel, and a plain system call is much cheaper: for all that is on
  * tmpfs, which has nothing to wait for, and for writes to the page cache, which wait
- * only where the kernel slows writers down. Without a ring, reads ask the page cache
- * first (RWF_NOWAIT) and go to a worker for what is not there; where that misses again
- * and again, they ask ever more seldom. docs/queue.md has the measurements. */
+ * only where the kernel slows writers down. But those threads copy on other processors:
+ * where many reads into pinned memory are in flight, they are worth what they cost.
+ * Elsewhere few reads, and all without a ring, ask the page cache first (RWF_NOWAIT) and
+ * take another way for what is not there; where that misses again and again, they ask
+ * ever more seldom. docs/queue.md has the measurements. */
 #include <errno.h>
+#include <unistd.h>
 
 #include "filesystem.h"
 #include "queue.h"
 
 enum { MOST_SKIPPED = 64 };
+
+/* Requests in flight, from which on a ring costs less than calls, or more threads help. */
+enum { FOR_RING = 4, FOR_THREADS = 16 };
 
 static int is_write(const struct queue_piece *piece)
 {
@@ -68,31 +74,54 @@ static int take_range(struct queue_piece *piece)
     return rc;
 }
 
-/* All of it, part of it, or -errno: then another way is to be taken. */
-static int64_t move_cached(struct fdstash_queue *queue, const struct queue_piece *piece)
+static int64_t move_plainly(const struct queue_piece *piece)
+{
+    off_t offset = (off_t)piece->offset;
+    ssize_t rc = is_write(piece) ? pwrite(piece->file->slot, piece->memory, piece->length, offset)
+                                 : pread(piece->file->slot, piece->memory, piece->length, offset);
+    return rc < 0 ? -errno : rc;
+}
+
+/* Bytes that are in the page cache: fewer than asked for, or -EAGAIN, where some are not. */
+static int64_t read_cached(struct fdstash_queue *queue, const struct queue_piece *piece)
 {
     struct iovec iov = {piece->memory, piece->length};
-    int plain = is_write(piece) || filesystem_is_memory(piece->file->filesystem);
-    int flags = plain ? 0 : RWF_NOWAIT;
-    if (!plain && queue->ring)
-        return -EAGAIN;
-    if (flags && queue->skip > 0) {
+    if (queue->skip > 0) {
         queue->skip--;
         return -EAGAIN;
     }
-    ssize_t rc = is_write(piece) ? pwritev2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags)
-                                 : preadv2(piece->file->slot, &iov, 1, (off_t)piece->offset, flags);
-    int64_t moved = rc < 0 ? -errno : rc;
-    if (!flags)
-        return moved;
-    if (moved == (int64_t)piece->length) {
+    ssize_t rc = preadv2(piece->file->slot, &iov, 1, (off_t)piece->offset, RWF_NOWAIT);
+    if (rc == (ssize_t)piece->length) {
         queue->misses = 0;
-        return moved;
+        return rc;
     }
+    int64_t moved = rc < 0 ? -errno : rc;
     if (queue->misses < MOST_SKIPPED)
         queue->misses = queue->misses ? queue->misses * 2 : 1;
     queue->skip = queue->misses;
     return moved;
+}
+
+static uint32_t in_flight(const struct fdstash_queue *queue)
+{
+    return atomic_load_explicit(&queue->taken, memory_order_relaxed);
+}
+
+/* Whether the threads of the kernel are worth it for a read from tmpfs. */
+static int is_for_many(const struct fdstash_queue *queue, const struct queue_piece *piece)
+{
+    return queue->ring && queue->processors > 1 && in_flight(queue) >= FOR_THREADS &&
+           ring_has_pinned(queue->ring, piece->memory, piece->length);
+}
+
+/* All of it, part of it, or -errno: then another way is to be taken. */
+static int64_t move_cached(struct fdstash_queue *queue, const struct queue_piece *piece)
+{
+    if (is_write(piece))
+        return move_plainly(piece);
+    if (filesystem_is_memory(piece->file->filesystem))
+        return is_for_many(queue, piece) ? -EAGAIN : move_plainly(piece);
+    return queue->ring && in_flight(queue) >= FOR_RING ? -EAGAIN : read_cached(queue, piece);
 }
 
 static int is_direct(const struct queue_piece *piece)

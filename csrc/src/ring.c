@@ -166,11 +166,11 @@ int ring_pin(struct ring *ring, void *memory, uint64_t length)
     return 0;
 }
 
-static int is_pinned(const struct ring *ring, const struct ring_request *request)
+int ring_has_pinned(const struct ring *ring, const void *memory, uint64_t length)
 {
-    uint64_t at = (uint64_t)((char *)request->memory - ring->pinned);
-    return ring->pinned && (char *)request->memory >= ring->pinned && at <= ring->pinned_length &&
-           request->length <= ring->pinned_length - at;
+    uint64_t at = (uint64_t)((const char *)memory - ring->pinned);
+    return ring->pinned && (const char *)memory >= ring->pinned && at <= ring->pinned_length &&
+           length <= ring->pinned_length - at;
 }
 
 static void prepare(struct io_uring_sqe *sqe, const struct ring_request *request, int pinned)
@@ -196,7 +196,7 @@ int ring_prepare(struct ring *ring, const struct ring_request *request, void *co
         if (!sqe)
             return -EAGAIN;
     }
-    prepare(sqe, request, is_pinned(ring, request));
+    prepare(sqe, request, ring_has_pinned(ring, request->memory, request->length));
     if (is_registered(ring, request->fd))
         io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
     io_uring_sqe_set_data(sqe, cookie);

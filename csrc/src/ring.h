@@ -36,6 +36,7 @@ int ring_submit(struct ring *ring);
 void ring_forget_files(struct ring *ring);
 /* Registers memory, for requests that lie in it: once. Owner. */
 int ring_pin(struct ring *ring, void *memory, uint64_t length);
+int ring_has_pinned(const struct ring *ring, const void *memory, uint64_t length);
 /* What is done, at most capacity of it. may_enter: the kernel may be asked to finish
  * what it has put off. Any one thread at a time. */
 unsigned ring_reap(struct ring *ring, int may_enter, struct ring_done *out, unsigned capacity);
