@@ -340,10 +340,12 @@ class Image(Reader):
     def __del__(self) -> None:
         state = getattr(self, "_state", None)
         if state is not None and not state.closed:
-            warnings.warn(
-                f"unclosed image {state.name!r}", ResourceWarning, stacklevel=2, source=self
-            )
-            state.close()
+            try:
+                warnings.warn(
+                    f"unclosed image {state.name!r}", ResourceWarning, stacklevel=2, source=self
+                )
+            finally:  # the warning may be an error
+                state.close()
 
     def __repr__(self) -> str:
         if self.closed:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -86,6 +88,8 @@ class Queue:
         self._orphans: list[Any] = []
         self._pinned: Any = None
         self._server: Server | None = None
+        with _living_lock:
+            _living.add(self)
 
     # -- what it is
 
@@ -238,8 +242,10 @@ class Queue:
 
     def __del__(self) -> None:
         if self._handle is not None:
-            warnings.warn("unclosed queue", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            try:
+                warnings.warn("unclosed queue", ResourceWarning, stacklevel=2, source=self)
+            finally:  # the warning may be an error, and buffers are about to be freed
+                self.close()
 
     def drive(self, call: Callable[[Any], int]) -> int:
         """Make a call of the core that waits for requests of this queue, until it has done.
@@ -381,6 +387,21 @@ def _unpin(view: Any) -> None:
     """Let go of a buffer at once, whoever still knows the view."""
     if view:
         ffi.release(view)
+
+
+#: Those that may have to be closed at the end of the interpreter.
+_living: weakref.WeakSet[Queue] = weakref.WeakSet()
+_living_lock = threading.Lock()
+
+
+@atexit.register
+def _close_all() -> None:
+    """While the thread of a driver can still run: `__del__` would wait for it for ever."""
+    with _living_lock:
+        queues = list(_living)
+    for queue in queues:
+        with suppress(RuntimeError):  # a daemon thread is using it, and holds it to the last
+            queue.__del__()
 
 
 def _integers(offsets: Any) -> Any:

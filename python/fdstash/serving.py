@@ -9,7 +9,7 @@ from typing import Any
 
 from fdstash import needs
 from fdstash._ffi import ffi, lib
-from fdstash.errors import Error
+from fdstash.errors import ClosedError, Error
 from fdstash.needs import NEEDS
 from fdstash.state import ImageState
 
@@ -38,6 +38,8 @@ class Server(threading.Thread):
     def _result(self, request: Any) -> int:
         try:
             return self._serve(request)
+        except ClosedError:
+            return -errno.ESHUTDOWN  # as of a request that had not begun
         except Error as error:
             # A completion has room for an errno alone.
             _log.warning("%s: %s", self._state.name, error)
