@@ -55,8 +55,10 @@ def test_an_interpreter_ends_with_requests_in_flight(
         path = tmp_path / "disk.vmdk"
         fdstash.create(path, "vmdk", 1 << 18, subformat="monolithicSparse")
     done = subprocess.run(
-        [sys.executable, "-Walways", "-c", END.replace("PART", str(PART)), path, layout]
-        + [engine, how],
+        [
+            *(sys.executable, "-Walways", "-c", END.replace("PART", str(PART))),
+            *(path, layout, engine, how),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
