@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -75,10 +74,11 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     source = Source(file, name, format, options, resolver, lock, mark)
     graph = Graph.open(source, writable=writable, direct=wanted.direct, stash=stash)
     try:
-        return Image(ImageState(graph, wanted, graph.files[0].name))
+        state = ImageState(graph, wanted, graph.files[0].name)
     except BaseException:
         graph.close()
         raise
+    return Image(state)
 
 
 class Image(Reader):
@@ -340,12 +340,7 @@ class Image(Reader):
     def __del__(self) -> None:
         state = getattr(self, "_state", None)
         if state is not None and not state.closed:
-            try:
-                warnings.warn(
-                    f"unclosed image {state.name!r}", ResourceWarning, stacklevel=2, source=self
-                )
-            finally:  # the warning may be an error
-                state.close()
+            state.close_unclosed()
 
     def __repr__(self) -> str:
         if self.closed:

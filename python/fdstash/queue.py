@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 from fdstash._ffi import check, ffi, lib, raise_for
 from fdstash.errors import ClosedError, ImageIOError, OptionError
 from fdstash.needs import NEEDS
-from fdstash.requests import REASONS, check_range
+from fdstash.requests import REASONS, check_range, integers, unpin
 from fdstash.serving import Server
 from fdstash.state import ImageState
 
@@ -303,7 +303,7 @@ class Queue:
         except BaseException:
             if number < 0:
                 # Whoever keeps the error, and with it these frames, keeps no buffer pinned.
-                _unpin(view)
+                unpin(view)
             else:
                 # An interrupt came about when it was taken up.
                 self._orphans.append(view)
@@ -322,7 +322,7 @@ class Queue:
         places = None
         try:
             state.check_open()
-            places = _integers(offsets)
+            places = integers(offsets)
             if not 0 < size <= lib.FDSTASH_MAX_REQUEST or len(view) < len(places) * size:
                 raise ImageIOError(
                     errno.EINVAL,
@@ -337,8 +337,8 @@ class Queue:
             batch.operation, batch.flags = operation, flags
             self._run_batch(batch)
         finally:
-            _unpin(view)
-            _unpin(places)
+            unpin(view)
+            unpin(places)
         moved: int = batch.moved
         return moved
 
@@ -383,12 +383,6 @@ class Queue:
                 yield Completion(taken[0], completion.result)
 
 
-def _unpin(view: Any) -> None:
-    """Let go of a buffer at once, whoever still knows the view."""
-    if view:
-        ffi.release(view)
-
-
 #: Those that may have to be closed at the end of the interpreter.
 _living: weakref.WeakSet[Queue] = weakref.WeakSet()
 _living_lock = threading.Lock()
@@ -402,11 +396,3 @@ def _close_all() -> None:
     for queue in queues:
         with suppress(RuntimeError):  # a daemon thread is using it, and holds it to the last
             queue.__del__()
-
-
-def _integers(offsets: Any) -> Any:
-    """The core's view of a buffer of 64-bit integers."""
-    with memoryview(offsets) as view:
-        if view.itemsize != 8 or view.format.lstrip("@=<") not in ("q", "l", "Q", "L"):
-            raise TypeError(f"offsets are 64-bit integers, not items of format {view.format!r}")
-    return ffi.from_buffer("int64_t[]", offsets)

@@ -10,7 +10,7 @@ from typing import Any
 from fdstash._ffi import ffi
 from fdstash.errors import ImageIOError
 
-__all__ = ["REASONS", "check_range", "gather"]
+__all__ = ["REASONS", "check_range", "gather", "integers", "unpin"]
 
 #: By errno: what a request was refused for.
 REASONS = {
@@ -37,3 +37,17 @@ def gather(pinned: ExitStack, buffers: Sequence[Any], *, writable: bool) -> Any:
         entry.base = view
         entry.length = len(view)
     return iov
+
+
+def integers(offsets: Any) -> Any:
+    """The core's view of a buffer of 64-bit integers. Raises `TypeError`."""
+    with memoryview(offsets) as view:
+        if view.itemsize != 8 or view.format.lstrip("@=<") not in ("q", "l", "Q", "L"):
+            raise TypeError(f"offsets are 64-bit integers, not items of format {view.format!r}")
+    return ffi.from_buffer("int64_t[]", offsets)
+
+
+def unpin(view: Any) -> None:
+    """Let go of a buffer at once, whoever still knows the view."""
+    if view:
+        ffi.release(view)

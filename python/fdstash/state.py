@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import threading
-import weakref
+import warnings
 from collections.abc import Callable
 
 from fdstash import needs
@@ -18,8 +19,9 @@ from fdstash.hostfile import HostFile
 
 __all__ = ["ImageState", "image_flags"]
 
-#: Every open image of this process, for a forked child.
-_live: weakref.WeakSet[ImageState] = weakref.WeakSet()
+#: Every open image of this process. Held here, so that of an image that nobody closed, and that
+#: is garbage in a cycle, the core's objects are not freed before its `__del__` closes them.
+_live: set[ImageState] = set()
 
 
 def image_flags(cache: CacheMode, *, writable: bool) -> int:
@@ -112,6 +114,7 @@ class ImageState:
             # Also of an image that is read-only by now.
             error = _first_error(self.write_back, self.core.flush_files)
             self.closed = True
+            _live.discard(self)
             self.core.close()
             # What writes that were let in before that have allocated.
             error = error or _first_error(self.write_back)
@@ -122,6 +125,15 @@ class ImageState:
             self.retired, self.retired_maps = [], []
         if error is not None:
             raise error
+
+    def close_unclosed(self) -> None:
+        """Close what nobody has closed, and say so."""
+        try:
+            warnings.warn(
+                f"unclosed image {self.name!r}", ResourceWarning, stacklevel=3, source=self
+            )
+        finally:  # the warning may be an error
+            self.close()
 
     def retire_map(self, former: Map) -> None:
         """Drop a map that requests may still be looking at."""
@@ -156,6 +168,19 @@ def _in_forked_child() -> None:
     for state in list(_live):
         state.closed = True
         state.lock = threading.RLock()
+    _live.clear()
 
 
 os.register_at_fork(after_in_child=_in_forked_child)
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the end of the interpreter, before it frees what an image consists of in any order."""
+    for state in list(_live):
+        # Held by a daemon thread it would be held to the last.
+        if state.lock.acquire(blocking=False):
+            try:
+                state.close_unclosed()
+            finally:
+                state.lock.release()
