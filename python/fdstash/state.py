@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 
 from fdstash import needs
-from fdstash._ffi import lib
+from fdstash._ffi import ffi, lib
 from fdstash.cache import CacheMode
 from fdstash.datapath import DataPath, remaining
 from fdstash.errors import ClosedError, Error, ImageIOError, ReopenError
@@ -51,10 +51,19 @@ class ImageState:
         self.retired_maps: list[Map] = []
         self.closed = False
         self.busy = False
-        #: Whether the format has marked its header as written to.
-        self.marked = False
+        #: `marked`, where `Writes` looks at it without Python.
+        self.mark = ffi.new("uint8_t *")
         self.mark_lock = threading.Lock()
         _live.add(self)
+
+    @property
+    def marked(self) -> bool:
+        """Whether the format has marked its header as written to."""
+        return bool(self.mark[0])
+
+    @marked.setter
+    def marked(self, marked: bool) -> None:
+        self.mark[0] = marked
 
     def check_open(self) -> None:
         """Raises `ClosedError`."""
