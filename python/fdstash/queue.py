@@ -100,7 +100,10 @@ class Queue:
 
     @property
     def engine(self) -> str:
-        """What moves bytes that are not in the page cache: ``io_uring``, ``threads``, ``psync``."""
+        """What moves bytes that are not in the page cache: ``io_uring``, ``threads``, ``psync``.
+
+        ``threads`` from when the system refuses io_uring that it had given.
+        """
         return _NAMES[lib.fdstash_queue_engine(self._open())]
 
     @property
@@ -362,8 +365,13 @@ class Queue:
         """Whether the call is to be made again."""
         if rc == NEEDS:
             if self._server is None:
-                self._server = Server(self._state, self._handle)
-                self._server.start()
+                server = Server(self._state, self._handle)
+                try:
+                    server.start()
+                except RuntimeError:  # no thread is to be had
+                    server.serve_now()
+                else:
+                    self._server = server
             return True
         if rc == -errno.EINTR:
             return True

@@ -35,6 +35,12 @@ class Server(threading.Thread):
         while (number := lib.fdstash_queue_next(self._handle, -1, request)) >= 0:
             lib.fdstash_queue_answer(self._handle, number, self._result(request))
 
+    def serve_now(self) -> None:
+        """Serve what waits, on the caller's thread: where the system has none to give."""
+        request = ffi.new("fdstash_request *")
+        while (number := lib.fdstash_queue_next(self._handle, 0, request)) >= 0:
+            lib.fdstash_queue_answer(self._handle, number, self._result(request))
+
     def _result(self, request: Any) -> int:
         try:
             return self._serve(request)
