@@ -13,6 +13,7 @@ import pytest
 import fdstash
 from fdstash import AlignedBuffer, Error, Image, Queue
 from fdstash.queue import ENGINES
+from tests.support import tier
 from tests.support.disks import make_raw, noise
 from tests.support.faultshim import SHORT, FaultShim
 from tests.support.fuse import HeldFs
@@ -125,9 +126,9 @@ def use(image: Image, engine: str, data: bytes) -> dict[Any, int]:
 
 
 @pytest.mark.preload
-@pytest.mark.parametrize("times", [1, 1000], ids=["once", "from then on"])
+@pytest.mark.parametrize("times", [1, *([1000] * tier.FULL)])
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("kind", ["raw", "sparse"])
+@pytest.mark.parametrize("kind", ["sparse", *(["raw"] * tier.FULL)])
 def test_each_call_of_a_queue_fails(  # noqa: PLR0917 - all by name
     shim: FaultShim, tmp_path: Path, engine: str, kind: str, call: str, times: int
 ) -> None:
