@@ -456,8 +456,8 @@ typedef struct fdstash_batch {
 int fdstash_queue_new(fdstash_image *image, uint32_t depth, uint32_t engine, uint32_t flags,
                       fdstash_queue **out, int *why);
 /* Drops what was added and not submitted, or is held by the gate, waits for the rest, and
- * gives io_uring up: 0; -EINTR and -FDSTASH_NEEDS, as from wait: call again. Completions may still be
- * collected. */
+ * gives io_uring up: 0; -EINTR and -FDSTASH_NEEDS, as from wait: call again. Completions may still
+ * be collected. */
 int fdstash_queue_drain(fdstash_queue *queue);
 /* Drains, drops completions, and frees. Requests that wait for the driver are given up
  * first; no thread may be inside next or answer. */

@@ -100,10 +100,7 @@ class Queue:
 
     @property
     def engine(self) -> str:
-        """What moves bytes that are not in the page cache: ``io_uring``, ``threads``, ``psync``.
-
-        ``threads`` from when the system refuses io_uring that it had given.
-        """
+        """What moves bytes that are not in the page cache; may become ``threads`` later."""
         return _NAMES[lib.fdstash_queue_engine(self._open())]
 
     @property
@@ -366,12 +363,7 @@ class Queue:
         if rc == NEEDS:
             if self._server is None:
                 server = Server(self._state, self._handle)
-                try:
-                    server.start()
-                except RuntimeError:  # no thread is to be had
-                    server.serve_now()
-                else:
-                    self._server = server
+                self._server = server if server.begin() else None
             return True
         if rc == -errno.EINTR:
             return True
