@@ -6,6 +6,7 @@ import threading
 from array import array
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from fdstash._ffi import ffi, lib
@@ -132,8 +133,12 @@ class Job(threading.Thread):
         """On its own thread."""
         try:
             self._queue.pin(self._buffer)
-            while self._queue.drive(lambda _: int(lib.fdstash_load_run(self._handle, _SLICE_NS))):
-                pass
+            try:
+                run = partial(lib.fdstash_load_run, self._handle, _SLICE_NS)
+                while self._queue.drive(lambda _: int(run())):
+                    pass
+            finally:  # by the thread that its ring is bound to
+                self._queue.drive(lambda queue: int(lib.fdstash_queue_drain(queue)))
         except BaseException as error:  # noqa: BLE001 - told by join
             self.failure = error
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import fdstash
 from fdstash.bench.generator import Interval, Job, Plan, Totals
@@ -152,8 +154,9 @@ def run(settings: IoSettings, progress: Progress | None = None) -> IoResult:
     report = progress or (lambda _stage, _done, _total: None)
     with ExitStack() as stack:
         path, made = settings.image, settings.image is None
+        forget: Callable[[], None] | None = None
         if path is None:
-            path = stack.enter_context(_made(settings))
+            path, forget = stack.enter_context(_made(settings))
         writes = settings.reading < 100
         image = stack.enter_context(
             fdstash.open(
@@ -163,6 +166,8 @@ def run(settings: IoSettings, progress: Progress | None = None) -> IoResult:
                 cache=settings.cache,
             )
         )
+        if forget is not None:
+            forget()
         plans = _plans(settings, image)
         generations: list[array[int] | None] = [None] * len(plans)
         if made or (settings.verify and writes):
@@ -171,13 +176,16 @@ def run(settings: IoSettings, progress: Progress | None = None) -> IoResult:
 
 
 @contextmanager
-def _made(settings: IoSettings) -> Iterator[str]:
-    """A raw image of its own, removed at the end."""
+def _made(settings: IoSettings) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A raw image of its own, and what removes its name once it is open.
+
+    So a run that is killed leaves nothing, but where that happens before.
+    """
     folder = settings.folder if settings.folder is not None else default_folder()
     with tempfile.TemporaryDirectory(prefix="fdstash-bench-", dir=folder) as own:
         path = os.path.join(own, "disk.raw")
         fdstash.create(path, "raw", settings.size or _MADE_BYTES)
-        yield path
+        yield path, partial(shutil.rmtree, own)
 
 
 def _plans(settings: IoSettings, image: fdstash.Image) -> list[Plan]:
