@@ -19,7 +19,7 @@ import pytest
 import fdstash
 from fdstash.bench import reopen as engine
 from fdstash.bench.subject import default_folder
-from fdstash.bench.target import Reopened, ReopenTarget
+from fdstash.bench.target import ReopenTarget
 from tests.support.command import command, fdstash_json
 from tests.support.need import need_root
 
@@ -235,7 +235,14 @@ def test_an_image_in_use_is_left_alone(vmdk: Path) -> None:
     [
         (("--write",), 2),
         (("--bs", "0"), 1),
-        (("--threads", "0"), 1),
+        (("--numjobs", "0"), 1),
+        (("--iodepth", "0"), 1),
+        (("--fsync", "-1"), 1),
+        (("--kinds", "cache=x"), 2),
+        (("--kinds", "nonsense=1"), 1),
+        (("--kinds", "backing=1"), 1),
+        (("--kinds", "cache=0"), 1),
+        (("--rw", "randrw", "/no/such/image"), 2),
         (("--cache", "none at all"), 2),
         (("/no/such/image",), 1),
     ],
@@ -269,7 +276,7 @@ class Leaking(ReopenTarget):
 
     leaked: ClassVar[list[int]] = []
 
-    def reopen(self, options: Mapping[str, Any]) -> Reopened:
+    def reopen(self, options: Mapping[str, Any]) -> int:
         try:
             return super().reopen(options)
         except fdstash.Error:
@@ -280,7 +287,7 @@ class Leaking(ReopenTarget):
 class Changing(ReopenTarget):
     """Leaves the image in another cache mode after a failure."""
 
-    def reopen(self, options: Mapping[str, Any]) -> Reopened:
+    def reopen(self, options: Mapping[str, Any]) -> int:
         try:
             return super().reopen(options)
         except fdstash.Error:
@@ -292,17 +299,17 @@ class Changing(ReopenTarget):
 class Careless(ReopenTarget):
     """Takes whatever it finds, and refuses nothing."""
 
-    def reopen(self, options: Mapping[str, Any]) -> Reopened:
+    def reopen(self, options: Mapping[str, Any]) -> int:
         try:
             return super().reopen(options)
         except fdstash.Error:
-            return Reopened(1, time.perf_counter_ns())
+            return 1
 
 
 class Failing(ReopenTarget):
     """Cannot change cache modes."""
 
-    def reopen(self, options: Mapping[str, Any]) -> Reopened:
+    def reopen(self, options: Mapping[str, Any]) -> int:
         if set(options) == {"cache"}:
             raise fdstash.ReopenError(5, "broken")
         return super().reopen(options)
@@ -336,7 +343,7 @@ def test_what_goes_wrong_is_found(
 
 def test_wrong_bytes_are_found(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     class Spoiling(ReopenTarget):
-        def reopen(self, options: Mapping[str, Any]) -> Reopened:
+        def reopen(self, options: Mapping[str, Any]) -> int:
             done = super().reopen(options)
             if self.state.mode == "r+":
                 self.image.pwrite(b"\xff", 12345)
