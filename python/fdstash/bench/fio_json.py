@@ -35,6 +35,7 @@ def as_fio(result: IoResult) -> dict[str, Any]:
         "ioengine": settings.engine,
         "direct": str(int(settings.cache in ("none", "directsync"))),
         "rwmixread": str(settings.read_percent),
+        "fsync": str(settings.fsync),
     }
     job = {
         "jobname": "fdstash",
@@ -46,6 +47,10 @@ def as_fio(result: IoResult) -> dict[str, Any]:
         "read": _direction(result, 0),
         "write": _direction(result, 1),
         "trim": _direction(result, None),
+        "sync": {
+            "total_ios": result.found.flushes,
+            "lat_ns": _stats(result.found.latency["FLUSH"]),
+        },
         "job_runtime": round(1000 * result.seconds),
         "usr_cpu": user,
         "sys_cpu": system,

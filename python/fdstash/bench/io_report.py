@@ -38,14 +38,21 @@ def _directions(result: IoResult) -> Table:
     for heading in ("", "IOPS", "MiB/s", "mean", *(f"p{p:g}" for p in _PERCENTILES), "max"):
         table.add_column(heading, justify="right" if heading else "left")
     seconds = result.seconds or 1
-    for number, name in enumerate(("read", "write")):
-        latency = result.found.latency[f"{name.upper()}_DUE"]
-        if not result.requests[number]:
+    rows = zip(
+        ("read", "write", "flush"),
+        ("READ_DUE", "WRITE_DUE", "FLUSH"),
+        (*result.requests, result.found.flushes),
+        (*result.found.bytes, 0),
+        strict=True,
+    )
+    for name, times, requests, moved in rows:
+        latency = result.found.latency[times]
+        if not requests:
             continue
         table.add_row(
             name,
-            f"{result.requests[number] / seconds:,.0f}",
-            f"{result.found.bytes[number] / seconds / (1 << 20):,.1f}",
+            f"{requests / seconds:,.0f}",
+            f"{moved / seconds / (1 << 20):,.1f}",
             shown_time(round(latency.mean)),
             *(shown_time(latency.percentile(p)) for p in _PERCENTILES),
             shown_time(latency.largest),

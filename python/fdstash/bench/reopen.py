@@ -53,6 +53,7 @@ class Settings(Words):
     depth: int = 1
     jobs: int = 4
     verify: bool = True
+    rate: float = 40_000  #: leaves some of two processors to whoever reopens
     every: float = 0.0025
     fsync: int = 2048
     write: bool = False

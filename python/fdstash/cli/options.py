@@ -105,8 +105,8 @@ def load_options(defaults: Words) -> Callable[[_Command], _Command]:
         ),
         click.option("--stride", type=size, help="Bytes from block to block, of --rw strided."),
         click.option(
-            "--rate-iops", type=float, default=0,
-            help="Requests a second; latency counts from when due.",
+            "--rate-iops", type=float, default=defaults.rate, show_default=True,
+            help="Requests a second, latency counts from when due; 0: as many as can be.",
         ),
         click.option(
             "--fsync", type=int, default=defaults.fsync, show_default=True,
