@@ -168,16 +168,18 @@ def test_holding_writes_waits_for_one_that_takes_long(image: Image) -> None:
 
     reopening = threading.Thread(target=lambda: image.reopen(prepare=prepare))
     with Job(image, replace(PLAN, blocks=16, requests=0, read_percent=0)) as job:
-        job.start()
         reopening.start()
-        assert held.wait(30)
-        while not job.totals.in_flight:
-            time.sleep(0.001)
-        holding = threading.Thread(target=job.hold_writes)
-        holding.start()
-        holding.join(0.1)
-        assert holding.is_alive()  # a write is held by the gate
-        go.set()
+        try:
+            assert held.wait(30)
+            job.start()
+            while not job.totals.in_flight:  # the gate holds it
+                time.sleep(0.001)
+            holding = threading.Thread(target=job.hold_writes)
+            holding.start()
+            holding.join(0.1)
+            assert holding.is_alive()
+        finally:
+            go.set()
         holding.join(30)
         assert not holding.is_alive()
         reopening.join(30)
