@@ -181,7 +181,8 @@ static int is_over(const struct fdstash_load *load, int64_t now)
 
 static int is_leaving(const struct fdstash_load *load)
 {
-    return atomic_load_explicit(&load->leaving, memory_order_relaxed);
+    /* Acquire: the queue to go on with was made before. */
+    return atomic_load_explicit(&load->leaving, memory_order_acquire);
 }
 
 static int64_t due(const struct fdstash_load *load, int64_t now)
