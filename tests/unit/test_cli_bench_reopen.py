@@ -292,6 +292,13 @@ def test_a_chain_gets_its_backing_image_again(vmdk: Path) -> None:
     assert Snapshot(vmdk.parent).files == before.files
 
 
+def test_a_small_image_has_a_smaller_one_that_is_refused(folder: Path) -> None:
+    arguments = ("--reopens", "1", "--extents", "1", "--size", "64k", "--no-naive")
+    found = fdstash_json("bench", "reopen", *arguments, "--dir", folder)
+    assert nothing_wrong(found), found["messages"]
+    assert found["refusals"]["a smaller image at the new path"]["errno"] == ["EINVAL"]
+
+
 def test_the_time_ends_it_as_well(folder: Path) -> None:
     arguments = ("--reopens", "1000000", "--runtime", "0.3", "--extents", "2", "--no-naive")
     found = fdstash_json("bench", "reopen", *arguments, "--no-verify", "--dir", folder)

@@ -125,7 +125,7 @@ def _directory_instead(subject: Made) -> _Provoke:
 
 def _smaller(subject: Made) -> _Provoke:
     path = os.path.join(subject.folder, "smaller.vmdk")
-    fdstash.create(path, "vmdk", 1 << 20)
+    fdstash.create(path, "vmdk", subject.size // 2)
 
     @contextmanager
     def provoke(_target: Target) -> Iterator[Options]:

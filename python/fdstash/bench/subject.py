@@ -65,10 +65,11 @@ class Made:
 
     def _fill_folder(self, extents: int, extent_bytes: int) -> None:
         self.path = os.path.join(self.folder, "disk.vmdk")
+        self.size = extents * extent_bytes
         fdstash.create(
             self.path,
             "vmdk",
-            extents * extent_bytes,
+            self.size,
             subformat="twoGbMaxExtentFlat",
             extent_size=extent_bytes,
         )
