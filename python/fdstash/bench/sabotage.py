@@ -25,7 +25,7 @@ __all__ = ["Sabotage", "sabotages"]
 Options = dict[str, Any]
 _Provoke = Callable[[Target], AbstractContextManager[Options]]
 
-_LOOKS = 50
+_LOOKS = 1000
 _SETTLE = 0.02  # seconds
 
 _STRANGER = 65534  # the user id of nobody
@@ -160,21 +160,34 @@ def _limit_with(free: int, taken: set[int]) -> int:
     return limit
 
 
-def _taken() -> set[int]:
-    """The numbers in use, once it is the same ones for a while: old ones may yet be closed."""
-    seen = {int(name) for name in os.listdir("/proc/self/fd")}
+def _taken(target: Target) -> set[int]:
+    """The numbers in use, once old ones are closed that a slow request may still have used."""
+    own = {(file.device, file.inode) for file in target.files()}
     for _ in range(_LOOKS):
-        time.sleep(_SETTLE)
-        before, seen = seen, {int(name) for name in os.listdir("/proc/self/fd")}
-        if before == seen:
+        if not target.closes:
+            # One that changes nothing closes what a former one had to leave to such requests.
+            target.image.reopen()
+        seen = {int(name): _identity(int(name)) for name in os.listdir("/proc/self/fd")}
+        # The slots and the locks.
+        if sum(each in own for each in seen.values()) <= 2 * len(own):
             break
-    return seen
+        time.sleep(_SETTLE)
+    return {number for number, each in seen.items() if each is not None}
+
+
+def _identity(number: int) -> tuple[int, int] | None:
+    """None: it was closed since, as that of the folder itself."""
+    try:
+        found = os.fstat(number)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager
 def _limit_half_way(target: Target) -> Iterator[Options]:
     """Half of the descriptors that are needed can still be had."""
-    used = _taken()
+    used = _taken(target)
     options = {"path": target.state.path}
     with _soft_limit(_limit_with(len(target.files()) // 2, used)):
         yield options
@@ -187,7 +200,7 @@ def _limit_below(target: Target) -> Iterator[Options]:
     Closing the image does not make room enough to open it again.
     """
     slots = {file.fd for file in target.files()}
-    others = _taken() - slots
+    others = _taken(target) - slots
     options = {"path": target.state.path}
     with _soft_limit(_limit_with(len(slots) // 2, others)):
         yield options
