@@ -363,6 +363,6 @@ class Image(Reader):
                 if state.graph.writable and not state.marked:
                     if state.graph.source.mark:
                         state.graph.format.before_first_write()
-                    state.marked = True
+                    state.set_marked(marked=True)
         finally:
             state.core.leave(ticket, kind)
