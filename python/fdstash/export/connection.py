@@ -87,7 +87,7 @@ class Connection(threading.Thread):
             _log.info("an NBD client is gone: %s", error)
         except ClosedError:
             pass
-        except Exception:
+        except Exception:  # noqa: BLE001 - of one client, and no other is to suffer
             _log.exception("an NBD client is hung up on")
         finally:
             self._hooks.leave(self)
@@ -100,7 +100,7 @@ class Connection(threading.Thread):
         export = self._hooks.enter(self, agreed.export.name)
         if export is not None:
             self._peer.settimeout(None)
-            with export.image.queue(_DEPTH, bound=True) as queue:
+            with export.image.queue(_DEPTH) as queue:
                 self._transmit(export, queue, agreed, handshake.rest)
 
     # -- the handshake

@@ -189,7 +189,7 @@ class NbdServer(Hooks):
         if self._on_error is not None:
             try:
                 self._on_error(export.name, operation, code)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the program's, and no client is to suffer
                 _log.exception("on_error")
 
     # -- within
@@ -243,7 +243,7 @@ class NbdServer(Hooks):
         if was_there and self._on_deleted is not None:
             try:
                 self._on_deleted(export.id)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the program's, and no client is to suffer
                 _log.exception("on_deleted")
 
 
