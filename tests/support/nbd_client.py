@@ -72,7 +72,11 @@ class Client:
         else:
             family = socket.AF_UNIX if isinstance(where, str) else socket.AF_INET
             self.socket = socket.socket(family, socket.SOCK_STREAM)
-            self.socket.connect(where)
+            try:
+                self.socket.connect(where)
+            except OSError:
+                self.socket.close()
+                raise
         self.socket.settimeout(timeout)
         self._cookies = itertools.count(1)
         #: Read lengths by cookie: a simple reply does not tell.

@@ -216,9 +216,7 @@ def test_fast_zero_is_refused_where_zeros_would_be_written(
         assert client.ask(ZEROES, 0, 65536, flags=FAST_ZERO).error in (0, errno.ENOTSUP)
 
 
-def test_block_status_tells_of_holes_and_data(
-    server: NbdServer, image: Image, where: str
-) -> None:
+def test_block_status_tells_of_holes_and_data(server: NbdServer, image: Image, where: str) -> None:
     server.add("e", image, writable=True)
     with Client(where) as client:
         assert client.ask(ZEROES, 0, image.size).error == 0
