@@ -42,7 +42,7 @@ class Load(threading.Thread):
                 while not self._over.is_set():
                     self._round()
                 assert self._client.ask(FLUSH).error == 0
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told by stop
             self.failure = error
 
     def _round(self) -> None:

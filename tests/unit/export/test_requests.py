@@ -106,31 +106,32 @@ def until_gone(server: NbdServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "offset", "length", "flags", "error"),
+    ("what", "error"),
     [
-        (READ, -1, 2, 0, errno.EINVAL),
-        (READ, 1 << 63, 1, 0, errno.EINVAL),
-        (READ, (1 << 64) - 1, 4096, 0, errno.EINVAL),
-        (WRITE, -1, 2, 0, errno.ENOSPC),
-        (WRITE, (1 << 64) - 4096, 4096, 0, errno.ENOSPC),
-        (TRIM, -1, 2, 0, errno.ENOSPC),
-        (ZEROES, 0, (1 << 32) - 1, 0, errno.ENOSPC),
-        (CACHE, -1, 2, 0, errno.EINVAL),
-        (READ, 0, 512, FUA, errno.EINVAL),
-        (WRITE, 0, 512, DF, errno.EINVAL),
-        (WRITE, 0, 512, 1 << 15, errno.EINVAL),
-        (FLUSH, 512, 0, 0, errno.EINVAL),
-        (FLUSH, 0, 512, 0, errno.EINVAL),
-        (BLOCK_STATUS, 0, 0, 0, errno.EINVAL),
-        (8, 0, 512, 0, errno.EINVAL),
-        (65535, 0, 512, 0, errno.EINVAL),
-        (READ, 0, (32 << 20) + 1, 0, errno.EOVERFLOW),
-        (WRITE, 0, (32 << 20) + 1, 0, errno.EINVAL),
+        ((READ, -1, 2, 0), errno.EINVAL),
+        ((READ, 1 << 63, 1, 0), errno.EINVAL),
+        ((READ, (1 << 64) - 1, 4096, 0), errno.EINVAL),
+        ((WRITE, -1, 2, 0), errno.ENOSPC),
+        ((WRITE, (1 << 64) - 4096, 4096, 0), errno.ENOSPC),
+        ((TRIM, -1, 2, 0), errno.ENOSPC),
+        ((ZEROES, 0, (1 << 32) - 1, 0), errno.ENOSPC),
+        ((CACHE, -1, 2, 0), errno.EINVAL),
+        ((READ, 0, 512, FUA), errno.EINVAL),
+        ((WRITE, 0, 512, DF), errno.EINVAL),
+        ((WRITE, 0, 512, 1 << 15), errno.EINVAL),
+        ((FLUSH, 512, 0, 0), errno.EINVAL),
+        ((FLUSH, 0, 512, 0), errno.EINVAL),
+        ((BLOCK_STATUS, 0, 0, 0), errno.EINVAL),
+        ((8, 0, 512, 0), errno.EINVAL),
+        ((65535, 0, 512, 0), errno.EINVAL),
+        ((READ, 0, (32 << 20) + 1, 0), errno.EOVERFLOW),
+        ((WRITE, 0, (32 << 20) + 1, 0), errno.EINVAL),
     ],
 )
 def test_a_bad_request_is_refused_and_the_next_is_served(
-    client: Client, image: Image, command: int, offset: int, length: int, flags: int, error: int
+    client: Client, image: Image, what: tuple[int, int, int, int], error: int
 ) -> None:
+    command, offset, length, flags = what
     before = image.pread(image.size, 0)
     with client:
         data = bytes([7]) * length if command == WRITE else b""

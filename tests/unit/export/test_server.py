@@ -101,7 +101,7 @@ def test_an_export_in_use_is_removed_only_by_force(where: str, raw: Image) -> No
 def test_requests_in_flight_are_finished_and_later_ones_told(
     server: NbdServer, raw: Image, where: str
 ) -> None:
-    """Writes are held by the gate when the export is removed, and more requests lie in the socket."""
+    """Writes are held by the gate when the export is removed."""
     server.add("1", raw, writable=True)
     client = Client(where)
     client.write(b"0" * 512, 0)
