@@ -56,9 +56,7 @@ def made_of(disk: Path, kind: str) -> tuple[Path, str]:
         ran = qemu_io(path, "write -P 9 1M 64k", format="vmdk")
         assert ran.status == 0, ran
         return path, "vmdk"
-    ran = qemu_img(
-        "convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={kind}", disk, path
-    )
+    ran = qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", f"subformat={kind}", disk, path)
     assert ran.status == 0, ran
     return path, "vmdk"
 
