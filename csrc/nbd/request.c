@@ -43,21 +43,19 @@ uint32_t nbd_error_of(int error)
     }
 }
 
-/* Flags that a command may bear. */
+/* Flags that a command may bear: FUA every one, where it was offered. */
 static uint16_t flags_of(const struct fdstash_nbd *nbd, uint16_t command)
 {
+    uint16_t any = nbd->plan.flags & FDSTASH_NBD_WRITABLE ? NBD_CMD_FLAG_FUA : 0;
     switch (command) {
     case NBD_CMD_READ:
-        return nbd->plan.flags & FDSTASH_NBD_STRUCTURED ? NBD_CMD_FLAG_DF : 0;
-    case NBD_CMD_WRITE:
-    case NBD_CMD_TRIM:
-        return NBD_CMD_FLAG_FUA;
+        return any | (nbd->plan.flags & FDSTASH_NBD_STRUCTURED ? NBD_CMD_FLAG_DF : 0);
     case NBD_CMD_WRITE_ZEROES:
-        return NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO;
+        return any | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO;
     case NBD_CMD_BLOCK_STATUS:
-        return NBD_CMD_FLAG_REQ_ONE;
+        return any | NBD_CMD_FLAG_REQ_ONE;
     default:
-        return 0;
+        return any;
     }
 }
 
@@ -84,10 +82,10 @@ uint32_t nbd_refusal(const struct fdstash_nbd *nbd, const struct nbd_header *hea
     uint16_t command = header->command;
     if (atomic_load_explicit(&nbd->stopping, memory_order_acquire) != NBD_GOES_ON)
         return NBD_ESHUTDOWN;
-    if (command >= NBD_COMMANDS || (header->flags & ~flags_of(nbd, command)))
-        return NBD_EINVAL;
     if (writes(command) && !(nbd->plan.flags & FDSTASH_NBD_WRITABLE))
         return NBD_EPERM;
+    if (command >= NBD_COMMANDS || (header->flags & ~flags_of(nbd, command)))
+        return NBD_EINVAL;
     if (command == NBD_CMD_FLUSH)
         return header->length || header->offset ? NBD_EINVAL : NBD_OK;
     if (command == NBD_CMD_BLOCK_STATUS &&

@@ -101,17 +101,18 @@ def test_the_allocation_told_is_that_of_qemu(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_qemu_img_and_nbdcopy_find_the_same_content(
-    disk: Path, server: NbdServer, where: str, tmp_path: Path, kind: str, content: bytes
+    disk: Path, server: NbdServer, where: str, kind: str, content: bytes
 ) -> None:
+    folder = disk.parent
     path, format = made_of(disk, kind)
     with fdstash.open(path, format=format) as opened:
         server.add("e", opened, name="disk")
         wanted = opened.pread(SIZE, 0)
-        ran = qemu_img("convert", "-f", "raw", "-O", "raw", uri(where, "disk"), tmp_path / "a")
+        ran = qemu_img("convert", "-f", "raw", "-O", "raw", uri(where, "disk"), folder / "a")
         assert ran.status == 0, ran
-        run("nbdcopy", "libnbd-bin", uri(where, "disk"), tmp_path / "b")
-        assert (tmp_path / "a").read_bytes() == wanted
-        assert (tmp_path / "b").read_bytes() == wanted
+        run("nbdcopy", "libnbd-bin", uri(where, "disk"), folder / "b")
+        assert (folder / "a").read_bytes() == wanted
+        assert (folder / "b").read_bytes() == wanted
         assert kind == "chain" or wanted == content
         server.close()
 
@@ -206,7 +207,9 @@ h.trim(65536, 131072, nbd.CMD_FLAG_FUA)
 h.cache(65536, 0)
 h.flush()
 runs = []
-h.block_status(65536, 0, lambda context, offset, entries, error: runs.extend(entries), nbd.CMD_FLAG_REQ_ONE)
+def extent(context, offset, entries, error):
+    runs.extend(entries)
+h.block_status(65536, 0, extent, nbd.CMD_FLAG_REQ_ONE)
 assert len(runs) == 2 and 0 < runs[0] <= 65536, runs
 h.set_strict_mode(0)
 for call in (lambda: h.pread(512, h.get_size()), lambda: h.pwrite(b"x", h.get_size())):

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.support.need import missing, need_program, plain_environment
 
-__all__ = ["Allocation", "allocation", "fio", "libnbd", "run", "uri", "their_server"]
+__all__ = ["Allocation", "allocation", "fio", "libnbd", "run", "their_server", "uri"]
 
 #: Length and bits of runs, neighbours merged.
 Allocation = list[tuple[int, int]]

@@ -80,7 +80,10 @@ class Connection(threading.Thread):
         """On its own thread."""
         try:
             with self._peer:
-                self._serve()
+                try:
+                    self._serve()
+                finally:
+                    self._hang_up()
         except HandshakeError as error:
             _log.info("an NBD client is hung up on: %s", error)
         except OSError as error:
@@ -91,6 +94,11 @@ class Connection(threading.Thread):
             _log.exception("an NBD client is hung up on")
         finally:
             self._hooks.leave(self)
+
+    def _hang_up(self) -> None:
+        """Also where a forked child has the socket too."""
+        with suppress(OSError):
+            self._peer.shutdown(socket.SHUT_RDWR)
 
     def _serve(self) -> None:
         handshake = Handshake(self._hooks.offer)

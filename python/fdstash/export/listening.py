@@ -155,6 +155,7 @@ class Listener:
                     threading.Event().wait(_PAUSE)
                 return
             if peer.family != socket.AF_UNIX:
-                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                with suppress(OSError):  # it is gone already
+                    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._welcome(peer)

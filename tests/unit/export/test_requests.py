@@ -116,7 +116,7 @@ def until_gone(server: NbdServer) -> None:
         ((TRIM, -1, 2, 0), errno.ENOSPC),
         ((ZEROES, 0, (1 << 32) - 1, 0), errno.ENOSPC),
         ((CACHE, -1, 2, 0), errno.EINVAL),
-        ((READ, 0, 512, FUA), errno.EINVAL),
+        ((READ, 0, 512, NO_HOLE), errno.EINVAL),
         ((WRITE, 0, 512, DF), errno.EINVAL),
         ((WRITE, 0, 512, 1 << 15), errno.EINVAL),
         ((FLUSH, 512, 0, 0), errno.EINVAL),
