@@ -78,6 +78,7 @@ class Queue:
         self._handle = out[0]
         self._state = state
         self._image_mark = mark
+        self.marked = state.marked_cell  #: a `uint32_t *`: whether `before_write` would do nothing
         self._depth = depth
         self._owner = threading.Lock()
         self._request = ffi.new("fdstash_request *")
@@ -263,11 +264,6 @@ class Queue:
         """Let the format mark the image as written to, if it is not; for the same."""
         if not self._state.marked:
             self._image_mark(n, offset)
-
-    @property
-    def marked(self) -> Any:
-        """A `uint32_t *`: whether `before_write` has nothing to do; for the same."""
-        return self._state.marked_cell
 
     # -- within
 
