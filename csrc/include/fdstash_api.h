@@ -286,7 +286,8 @@ enum fdstash_image_flags {
 enum fdstash_request_flags {
     FDSTASH_FUA = 1,   /* this write is durable when it returns */
     FDSTASH_UNMAP = 2, /* zero: the host may free the space */
-    FDSTASH_FAST = 4   /* zero: -EOPNOTSUPP rather than pages of zeros written */
+    FDSTASH_FAST = 4,  /* zero: -EOPNOTSUPP rather than pages of zeros written */
+    FDSTASH_MARK = 8   /* of a queue: for the driver, by whom the format is told of a change */
 };
 
 /* Classes of requests that the gate tells apart; each is a bit of a mask. */

@@ -363,7 +363,7 @@ class Queue:
         """Whether the call is to be made again."""
         if rc == NEEDS:
             if self._server is None:
-                self._server = Server(self._state, self._handle)
+                self._server = Server(self._state, self._image_mark, self._handle)
                 self._server.start()
             return True
         if rc == -errno.EINTR:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from fdstash._ffi import ffi, lib
-from fdstash.errors import ClosedError, Error
+from fdstash.errors import ClosedError
 from fdstash.export.exports import LARGEST, Export
 from fdstash.export.handshake import (
     ALLOCATION_ID,
@@ -172,22 +170,10 @@ class Connection(threading.Thread):
         return plan, view
 
     def _run(self, export: Export, queue: Queue, handle: Any) -> None:
-        event = ffi.new("fdstash_nbd_event *")
-        call: Callable[[Any], int] = lambda _: int(lib.fdstash_nbd_run(handle, event))  # noqa: E731
-        while queue.drive(call):
-            if event.kind == lib.FDSTASH_NBD_CHANGE:
-                event.error = self._before_change(export, queue, event)
-            else:
-                self._hooks.failed(export, _COMMANDS[event.command], event.error)
+        failure = ffi.new("fdstash_nbd_failure *")
 
-    def _before_change(self, export: Export, queue: Queue, event: Any) -> int:
-        try:
-            queue.before_write(event.length, event.offset)
-        except ClosedError:
-            return errno.ESHUTDOWN
-        except Error as error:
-            _log.warning("export %r: %s", export.name, error)
-            code: int = getattr(error, "errno", None) or errno.EIO
-            self._hooks.failed(export, _COMMANDS[event.command], code)
-            return code
-        return 0
+        def call(_: Any) -> int:
+            return int(lib.fdstash_nbd_run(handle, failure))
+
+        while queue.drive(call):
+            self._hooks.failed(export, _COMMANDS[failure.command], failure.error)
