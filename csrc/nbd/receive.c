@@ -66,7 +66,7 @@ static int take_next(struct fdstash_nbd *nbd, const struct nbd_header *header)
         if (header->command == NBD_CMD_WRITE)
             nbd->skip = header->length;
         nbd_reply_error(nbd, request, error);
-    } else if (header->command == NBD_CMD_WRITE) {
+    } else if (header->command == NBD_CMD_WRITE && header->length > 0) {
         nbd->receiving = request;
         nbd->missing = header->length;
     } else {

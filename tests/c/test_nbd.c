@@ -194,6 +194,19 @@ static void test_what_changes_an_unmarked_image_is_for_the_driver(void)
     CHECK_EQUAL(served.failures, 1);
 }
 
+static void test_requests_of_no_length_are_done(void)
+{
+    struct served served;
+    const uint16_t commands[] = {NBD_CMD_WRITE, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES,
+                                 NBD_CMD_CACHE};
+    begin(&served, FDSTASH_NBD_WRITABLE);
+    for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++) {
+        ask(&served, commands[i], 0, SIZE, 0);
+        check_simple(&served, NBD_OK);
+    }
+    end(&served);
+}
+
 static void test_more_requests_than_slots_and_memory_wait(void)
 {
     struct served served;
@@ -342,6 +355,7 @@ int main(void)
     RUN(test_simple_replies_carry_data);
     RUN(test_structured_replies_have_one_chunk);
     RUN(test_what_changes_an_unmarked_image_is_for_the_driver);
+    RUN(test_requests_of_no_length_are_done);
     RUN(test_more_requests_than_slots_and_memory_wait);
     RUN(test_a_refused_payload_is_skipped);
     RUN(test_what_breaks_the_protocol_ends_it_and_what_was_asked_before_is_answered);

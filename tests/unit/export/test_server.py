@@ -54,7 +54,7 @@ def test_several_exports_by_name(server: NbdServer, raw: Image, tmp_path: Path, 
         with Client(where, "other") as client, Client(where, "disk") as one:
             assert client.read(5, 0) == b"other"
             assert one.size == raw.size
-            assert [each.connections for each in server.exports()] == [1, 1]
+            until(lambda: [each.connections for each in server.exports()] == [1, 1])
         with pytest.raises(ConnectionRefusedError):
             Client(where, "")
         until(lambda: not server.exports()[1].connections)
