@@ -16,10 +16,9 @@ typedef struct fdstash_nbd_plan {
     uint32_t context; /* the id of base:allocation */
     uint32_t largest; /* bytes of a read or write; what is longer is refused */
     uint32_t reserved;
-    uint64_t memory;        /* bytes for what is read and written, at least `largest` */
-    const uint32_t *marked; /* 0: changes bear FDSTASH_MARK; outlives the connection */
-    const void *early;      /* what was received behind the handshake */
-    size_t early_length;    /* bytes, at most FDSTASH_NBD_EARLY */
+    uint64_t memory;     /* bytes for what is read and written, at least `largest` */
+    const void *early;   /* what was received behind the handshake */
+    size_t early_length; /* bytes, at most FDSTASH_NBD_EARLY */
 } fdstash_nbd_plan;
 
 enum fdstash_nbd_limits { FDSTASH_NBD_EARLY = 65536 };

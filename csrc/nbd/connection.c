@@ -16,7 +16,7 @@ enum {
 static int is_sound(const fdstash_nbd_plan *plan)
 {
     return plan->depth >= 1 && plan->depth <= FDSTASH_MAX_DEPTH && plan->largest >= 1 &&
-           plan->largest <= FDSTASH_MAX_REQUEST && plan->memory >= plan->largest && plan->marked &&
+           plan->largest <= FDSTASH_MAX_REQUEST && plan->memory >= plan->largest &&
            plan->early_length <= FDSTASH_NBD_EARLY;
 }
 

@@ -231,7 +231,7 @@ void nbd_begin(struct fdstash_nbd *nbd, struct nbd_request *request)
             .runs = (fdstash_status_run *)(void *)request->buffer,
             .capacity = (uint32_t)(memory_for(header) / sizeof(fdstash_status_run))};
     fdstash_request wanted = translated(request);
-    if (writes(header->command) && !__atomic_load_n(nbd->plan.marked, __ATOMIC_ACQUIRE))
+    if (writes(header->command) && !fdstash_image_is_marked(nbd->image))
         wanted.flags |= FDSTASH_MARK;
     int id = fdstash_queue_add(nbd->queue, &wanted);
     if (id < 0) {

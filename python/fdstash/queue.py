@@ -78,7 +78,6 @@ class Queue:
         self._handle = out[0]
         self._state = state
         self._image_mark = mark
-        self.marked = state.marked_cell  #: a `uint32_t *`: whether `before_write` would do nothing
         self._depth = depth
         self._owner = threading.Lock()
         self._request = ffi.new("fdstash_request *")

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 
 from fdstash import needs
-from fdstash._ffi import ffi, lib
+from fdstash._ffi import lib
 from fdstash.cache import CacheMode
 from fdstash.datapath import DataPath, remaining
 from fdstash.errors import ClosedError, Error, ImageIOError, ReopenError
@@ -51,9 +51,8 @@ class ImageState:
         self.retired_maps: list[Map] = []
         self.closed = False
         self.busy = False
-        #: Whether the format has marked its header as written to; and the same for the core.
+        #: Whether the format has marked its header as written to; the core knows it, too.
         self.marked = False
-        self.marked_cell = ffi.new("uint32_t *")
         self.mark_lock = threading.Lock()
         _live.add(self)
 
@@ -65,7 +64,7 @@ class ImageState:
     def set_marked(self, *, marked: bool) -> None:
         """Say whether the format has marked its header as written to."""
         self.marked = marked
-        self.marked_cell[0] = marked
+        lib.fdstash_image_set_marked(self.core.handle, marked)
 
     def begin(self, until: float | None) -> None:
         """Take the image for a reopen, by then (`time.monotonic`) at the latest.

@@ -17,8 +17,7 @@ struct served {
     fdstash_nbd *nbd;
     pthread_t thread;
     int ours, its; /* the ends of the socket */
-    uint32_t marked;
-    int failures; /* told */
+    int failures;  /* told */
 };
 
 static void *serve(void *argument)
@@ -40,9 +39,9 @@ static void begin(struct served *served, uint32_t flags)
 {
     int pair[2], why;
     memset(served, 0, sizeof(*served));
-    served->marked = 1;
     make_file(&served->file, SIZE);
     served->image = make_image(&served->file, 1, SIZE, 0);
+    fdstash_image_set_marked(served->image, 1);
     CHECK_EQUAL(fdstash_queue_new(served->image, 8, FDSTASH_ENGINE_AUTO, 0, &served->queue, &why),
                 0);
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
@@ -53,8 +52,7 @@ static void begin(struct served *served, uint32_t flags)
                              .depth = 8,
                              .context = 5,
                              .largest = 65536,
-                             .memory = 2 * 65536,
-                             .marked = &served->marked};
+                             .memory = 2 * 65536};
     CHECK_EQUAL(fdstash_nbd_new(served->queue, &plan, &served->nbd), 0);
     CHECK_EQUAL(pthread_create(&served->thread, NULL, serve, served), 0);
 }
@@ -167,7 +165,7 @@ static void test_what_changes_an_unmarked_image_is_for_the_driver(void)
     const char data[512] = {1};
     char found[512];
     begin(&served, FDSTASH_NBD_WRITABLE);
-    __atomic_store_n(&served.marked, 0, __ATOMIC_RELEASE);
+    fdstash_image_set_marked(served.image, 0);
     ask(&served, NBD_CMD_WRITE, 0, SIZE, sizeof(data)); /* refused: no change */
     put(&served, data, sizeof(data));
     check_simple(&served, NBD_ENOSPC);
@@ -183,7 +181,7 @@ static void test_what_changes_an_unmarked_image_is_for_the_driver(void)
     ask(&served, NBD_CMD_READ, 0, 4096, 512);
     check_simple(&served, NBD_OK);
     get(&served, found, sizeof(found));
-    __atomic_store_n(&served.marked, 1, __ATOMIC_RELEASE);
+    fdstash_image_set_marked(served.image, 1);
     fdstash_queue_answer(served.queue, (uint32_t)id, -ENOSPC);
     check_simple(&served, NBD_ENOSPC);
     ask(&served, NBD_CMD_WRITE, 0, 0, sizeof(data));
@@ -327,21 +325,19 @@ static void test_a_client_that_takes_nothing_can_be_abandoned(void)
 static void test_plans_that_make_no_sense_are_refused(void)
 {
     struct small_file file;
-    uint32_t marked = 1;
     fdstash_queue *queue;
     fdstash_nbd *nbd;
     int why;
     make_file(&file, SIZE);
     fdstash_image *image = make_image(&file, 1, SIZE, 0);
     CHECK_EQUAL(fdstash_queue_new(image, 8, FDSTASH_ENGINE_AUTO, 0, &queue, &why), 0);
-    const fdstash_nbd_plan good = {.depth = 8, .largest = 4096, .memory = 4096, .marked = &marked};
-    fdstash_nbd_plan plans[5] = {good, good, good, good, good};
+    const fdstash_nbd_plan good = {.depth = 8, .largest = 4096, .memory = 4096};
+    fdstash_nbd_plan plans[4] = {good, good, good, good};
     plans[0].depth = 0;
     plans[1].largest = 0;
     plans[2].memory = 4095;
-    plans[3].marked = NULL;
-    plans[4].early_length = FDSTASH_NBD_EARLY + 1;
-    for (int i = 0; i < 5; i++)
+    plans[3].early_length = FDSTASH_NBD_EARLY + 1;
+    for (int i = 0; i < 4; i++)
         CHECK_EQUAL(fdstash_nbd_new(queue, &plans[i], &nbd), -EINVAL);
     CHECK_EQUAL(fdstash_nbd_new(queue, &good, &nbd), 0);
     fdstash_nbd_free(nbd);

@@ -136,7 +136,7 @@ class Connection(threading.Thread):
     # -- transmission
 
     def _transmit(self, export: Export, queue: Queue, agreed: Agreement, early: bytes) -> None:
-        plan, keep = self._plan(queue, agreed, early)
+        plan, keep = self._plan(agreed, early)
         out = ffi.new("fdstash_nbd **")
         queue.drive(lambda handle: int(lib.fdstash_nbd_new(handle, plan, out)))
         del keep
@@ -153,7 +153,7 @@ class Connection(threading.Thread):
             queue.close()
             lib.fdstash_nbd_free(handle)
 
-    def _plan(self, queue: Queue, agreed: Agreement, early: bytes) -> tuple[Any, Any]:
+    def _plan(self, agreed: Agreement, early: bytes) -> tuple[Any, Any]:
         plan = ffi.new("fdstash_nbd_plan *")
         plan.socket = self._peer.fileno()
         if not agreed.export.read_only:
@@ -164,7 +164,6 @@ class Connection(threading.Thread):
             plan.flags |= lib.FDSTASH_NBD_ALLOCATION
         plan.context, plan.depth = ALLOCATION_ID, _DEPTH
         plan.largest, plan.memory = LARGEST, _MEMORY
-        plan.marked = queue.marked
         view = ffi.from_buffer(early)
         plan.early, plan.early_length = view, len(early)
         return plan, view
