@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 
 from fdstash import needs
-from fdstash._ffi import lib
+from fdstash._ffi import ffi, lib
 from fdstash.cache import CacheMode
 from fdstash.datapath import DataPath, remaining
 from fdstash.errors import ClosedError, Error, ImageIOError, ReopenError
@@ -51,20 +51,25 @@ class ImageState:
         self.retired_maps: list[Map] = []
         self.closed = False
         self.busy = False
-        #: Whether the format has marked its header as written to; the core knows it, too.
-        self.marked = False
+        #: `marked`, where `Writes` looks at it without Python.
+        self.mark = ffi.new("uint8_t *")
         self.mark_lock = threading.Lock()
         _live.add(self)
+
+    @property
+    def marked(self) -> bool:
+        """Whether the format has marked its header as written to."""
+        return bool(self.mark[0])
+
+    @marked.setter
+    def marked(self, marked: bool) -> None:
+        self.mark[0] = marked
+        lib.fdstash_image_set_marked(self.core.handle, marked)
 
     def check_open(self) -> None:
         """Raises `ClosedError`."""
         if self.closed:
             raise ClosedError(f"the image {self.name!r} is closed")
-
-    def set_marked(self, *, marked: bool) -> None:
-        """Say whether the format has marked its header as written to."""
-        self.marked = marked
-        lib.fdstash_image_set_marked(self.core.handle, marked)
 
     def begin(self, until: float | None) -> None:
         """Take the image for a reopen, by then (`time.monotonic`) at the latest.
