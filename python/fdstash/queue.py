@@ -362,7 +362,7 @@ class Queue:
         """Whether the call is to be made again."""
         if rc == NEEDS:
             if self._server is None:
-                server = Server(self._state, self._handle)
+                server = Server(self._state, self._image_mark, self._handle)
                 self._server = server if server.begin() else None
             return True
         if rc == -errno.EINTR:

@@ -64,6 +64,7 @@ class ImageState:
     @marked.setter
     def marked(self, marked: bool) -> None:
         self.mark[0] = marked
+        lib.fdstash_image_set_marked(self.core.handle, marked)
 
     def check_open(self) -> None:
         """Raises `ClosedError`."""

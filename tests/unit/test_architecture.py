@@ -195,19 +195,34 @@ def test_leaves_of_the_core_include_nothing_of_it(leaf: str) -> None:
         assert ours <= allowed, f"{leaf}{suffix} includes {sorted(ours - allowed)}"
 
 
+@pytest.mark.parametrize("library", ["load", "nbd"])
+def test_libraries_beside_the_core_use_what_every_program_can(library: str) -> None:
+    own = {path.name for path in (CORE / library).iterdir()}
+    public = {"fdstash.h", f"fdstash_{library}.h"}
+    for path in (CORE / library).iterdir():
+        ours = {name for name, system in includes(path) if not system}
+        assert ours <= own | public, f"{path.name} includes {sorted(ours - own - public)}"
+
+
+def test_the_protocol_of_nbd_is_a_leaf() -> None:
+    assert all(system for _, system in includes(CORE / "nbd" / "protocol.h"))
+
+
 def test_the_core_knows_no_python() -> None:
     wrong = [path.name for path in c_files() if any(n == "Python.h" for n, _ in includes(path))]
     assert not wrong
 
 
-def test_the_api_file_has_no_directives() -> None:
-    text = (CORE / "include" / "fdstash_api.h").read_text()
+@pytest.mark.parametrize("library", ["", "load_", "nbd_"])
+def test_the_api_files_have_no_directives(library: str) -> None:
+    text = (CORE / "include" / f"fdstash_{library}api.h").read_text()
     assert not re.findall(r"^\s*#.*$", text, re.MULTILINE)
 
 
 def test_the_build_compiles_every_file_of_the_core() -> None:
-    listed = re.findall(r"csrc/src/(\w+\.c)", (ROOT / "CMakeLists.txt").read_text())
-    assert sorted(listed) == sorted(path.name for path in (CORE / "src").glob("*.c"))
+    listed = re.findall(r"csrc/(\w+/\w+\.c)", (ROOT / "CMakeLists.txt").read_text())
+    there = {str(path.relative_to(CORE)) for path in CORE.glob("*/*.c")}
+    assert sorted(listed) == sorted(there)
 
 
 def test_files_stay_small() -> None:
