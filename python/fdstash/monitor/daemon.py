@@ -23,6 +23,7 @@ from fdstash.monitor.errors import QmpError, told
 from fdstash.monitor.exports import Exports, ServerMaker
 from fdstash.monitor.listener import Listener, bind_unix
 from fdstash.monitor.nodes import FileNode, ImageNode, Node, NodeTable
+from fdstash.monitor.offers import Offers
 from fdstash.monitor.opener import Opener
 from fdstash.monitor.policy import Policy
 from fdstash.monitor.reopener import Reopener
@@ -55,7 +56,8 @@ class Daemon:
         self.policy = Policy(settings.allow_folders)
         self.table = NodeTable(settings.max_nodes)
         self.sets = FdSets(settings.max_descriptors)
-        self.opener = Opener(self.table, self.sets, self.policy)
+        offers = Offers(self.table, self.sets, self.policy)
+        self.opener = Opener(self.table, offers, self.policy)
         self.reopener = Reopener(self.table, self.opener, self.policy, settings.reopen_timeout)
         self.exports = Exports(
             server,
@@ -88,15 +90,15 @@ class Daemon:
         thread.start()
 
     def _accept(self, listener: Listener) -> None:
-        while not self._closing:
+        while True:
             try:
-                sock, _ = listener.sock.accept()
+                sock = listener.accept()
             except OSError as error:
-                if error.errno in (errno.EINVAL, errno.EBADF):
-                    return
                 self.log.warning("no monitor can connect: %s", _HINT.get(error.errno or 0, error))
                 time.sleep(0.1)
                 continue
+            if sock is None:
+                return
             connection = None
             try:
                 connection = Connection(sock, self.settings.max_output)
@@ -210,7 +212,7 @@ class Daemon:
         self._closing = True
         clean = True
         for listener, _ in self._listeners:
-            listener.close()
+            listener.wake()
         self.emit("SHUTDOWN", {"guest": False, "reason": self._reason or "host-signal"})
         closers: list[tuple[str, Callable[[], object]]] = [("exports", self.exports.close)]
         nodes = [n for n in self.table if isinstance(n, ImageNode | FileNode)]
@@ -225,8 +227,9 @@ class Daemon:
         for session in sessions:
             if session.thread is not threading.current_thread():
                 session.thread.join(self.settings.close_timeout)
-        for _, thread in self._listeners:
+        for listener, thread in self._listeners:
             thread.join(self.settings.close_timeout)
+            listener.close()
         self.sets.drop(set())
         return clean
 

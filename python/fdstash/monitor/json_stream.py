@@ -95,12 +95,7 @@ class JsonStream:
         kind = self._kind
         assert kind is not None  # noqa: S101 - `_step` has looked
         if self._escaped:
-            byte = data[at]
-            self._token.append(byte)
-            self._escaped = False
-            if byte < 0x20 or byte >= 0xFE:
-                return at + 1, self._stray(byte)
-            return at + 1, []
+            return at + 1, self._after_backslash(data[at])
         match = _MORE[kind].match(data, at)
         end = match.end() if match else at
         self._token += data[at:end]
@@ -116,6 +111,11 @@ class JsonStream:
         self._kind = None
         self._token.clear()
         return end, self._emit(kind, text.decode("ascii"))
+
+    def _after_backslash(self, byte: int) -> list[Any]:
+        self._token.append(byte)
+        self._escaped = False
+        return self._stray(byte) if byte < 0x20 or byte >= 0xFE else []
 
     def _in_string(self, byte: int, quote: str) -> list[Any]:
         self._token.append(byte)

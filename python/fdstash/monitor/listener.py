@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 
@@ -24,7 +25,7 @@ def bind_unix(path: str, mode: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
-        # The socket's file gets the permissions that the socket has when it is bound, less the umask.
+        # The socket's file gets the permissions that the socket has then, less the umask.
         os.fchmod(sock.fileno(), mode)
         sock.bind(path)
         os.chmod(path, mode)
@@ -59,16 +60,33 @@ class Listener:
     """A listening socket. `path`: what is removed at the end; None for one that was passed in."""
 
     def __init__(self, sock: socket.socket, path: str | None) -> None:
-        self.sock = sock
+        sock.setblocking(False)
+        self._sock = sock
         self._path = path
         self._inode = os.stat(path).st_ino if path is not None else 0
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
 
-    def close(self) -> None:
-        """Close it, and remove its file if it is still ours."""
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)  # whoever waits in accept wakes up
+    def accept(self) -> socket.socket | None:
+        """Wait for the next client; None when it is over."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            if self._wake in ready:
+                return None
+            with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+                return self._sock.accept()[0]
+
+    def wake(self) -> None:
+        """End `accept`, from another thread, and let nobody in any more."""
+        os.eventfd_write(self._wake, 1)
         if self._path is not None:
             with contextlib.suppress(OSError):
                 if os.stat(self._path).st_ino == self._inode:
                     os.unlink(self._path)
-        self.sock.close()
+
+    def close(self) -> None:
+        """After the thread that accepts has ended. A socket passed in goes on listening."""
+        self._sock.close()
+        os.close(self._wake)

@@ -35,9 +35,9 @@ class Caching:
     def mode(self, *, durable: bool = False) -> str:
         """The name of that cache mode. `durable`: each write is, which these words do not say."""
         for mode in CACHE_MODES.values():
-            if mode.direct == self.direct and mode.ignores_flush == self.no_flush:
-                if self.no_flush or mode.durable == durable:
-                    return mode.name
+            same = (mode.direct, mode.ignores_flush) == (self.direct, self.no_flush)
+            if same and (self.no_flush or mode.durable == durable):
+                return mode.name
         raise QmpError(
             "Cache options direct and no-flush exclude each other: what avoids the host's page"
             " cache is not made faster by leaving flushes out"

@@ -75,7 +75,7 @@ class Reopener:
                     self._collect(change, node, options)
                 elif isinstance(node, FileNode) and isinstance(options, FileOptions):
                     files.append((node, options))
-            with self._opener.offered(passed) as stash:
+            with self._opener.offers.offered(passed) as stash:
                 ready = []
                 for node, options in files:
                     mode, fresh = self._hold(node, options, stash)
@@ -157,7 +157,7 @@ class Reopener:
             )
 
     def _collect_path(self, change: _Change, node: Node, filename: str) -> None:
-        self._opener.check_set(filename)
+        self._opener.offers.check_set(filename)
         if filename != change.image.filename:
             change.want("path", filename, node.name)
 
@@ -173,7 +173,7 @@ class Reopener:
             copy_all(node.held, known)
             if stash is not None:
                 copy_all(stash, known)
-            return self._opener.hold(options, known)
+            return self._opener.offers.hold(options, known)
 
     def _carry_out(self, changes: Sequence[_Change], stash: FDStash | None) -> None:
         if not changes:
@@ -205,7 +205,7 @@ class Reopener:
                     copy_all(source, offered)
             if change.options is not None:
                 writable = (change.mode or node.image.mode) == "r+"
-                self._opener.offer_children(change.options, offered, writable=writable)
+                self._opener.offers.offer_children(change.options, offered, writable=writable)
         return {
             "mode": change.mode,
             "cache": cache,
@@ -222,7 +222,7 @@ class Reopener:
                 node.filename = change.path
             self._renew_children(change)
         if offered is not None:
-            self._opener.keep(node, offered)
+            self._opener.offers.keep(node, offered)
 
     def _renew_children(self, change: _Change) -> None:
         """Another graph may have more or fewer files; each keeps its name."""
