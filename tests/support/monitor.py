@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import pytest
 
@@ -154,7 +154,7 @@ class FakeExport(NamedTuple):
 class FakeServer:
     """What `fdstash.export` does, without a client. `made`: every one."""
 
-    made: list[FakeServer] = []
+    made: ClassVar[list[FakeServer]] = []
 
     def __init__(
         self,

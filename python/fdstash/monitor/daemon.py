@@ -113,9 +113,10 @@ class Daemon:
         with self._lock:
             self._accepted += 1
             number = self._accepted
-            if len(self._sessions) >= self.settings.max_clients:
+            staying = [session for session in self._sessions if not session.dropped]
+            if len(staying) >= self.settings.max_clients:
                 # One that has never negotiated may be there for no other purpose.
-                silent = next((s for s in self._sessions if not s.negotiated), None)
+                silent = next((session for session in staying if not session.negotiated), None)
                 if silent is None:
                     self.log.warning(
                         "monitor %d refused: %d are connected already",
@@ -124,8 +125,7 @@ class Daemon:
                     connection.close()
                     return
                 self.log.warning("monitor %d never negotiated: disconnected", silent.number)
-                self._sessions.remove(silent)
-                silent.hang_up()
+                silent.drop()
             session = Session(self, connection, number)
             self._sessions.append(session)
         session.thread.start()
@@ -134,8 +134,7 @@ class Daemon:
     def gone(self, session: Session) -> None:
         """A session has ended."""
         with self._lock:
-            if session in self._sessions:
-                self._sessions.remove(session)
+            self._sessions.remove(session)
             last = not self._sessions
         self.log.info("monitor %d disconnected", session.number)
         if last and not self._closing:

@@ -13,7 +13,7 @@ from fdstash.errors import ImageIOError
 
 __all__ = ["Listener", "bind_unix"]
 
-_BACKLOG = 16
+_BACKLOG = 128
 
 
 def bind_unix(path: str, mode: int) -> socket.socket:

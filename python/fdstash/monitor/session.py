@@ -29,6 +29,7 @@ class Session:
     def __init__(self, daemon: Daemon, connection: Connection, number: int) -> None:
         self.number = number
         self.negotiated = False
+        self.dropped = False  #: its place is another's
         self._daemon = daemon
         self._connection = connection
         self._passed = Passed(daemon.settings.max_descriptors)
@@ -43,8 +44,9 @@ class Session:
         if not self._connection.send(data):
             self._daemon.log.warning("monitor %d does not read: disconnected", self.number)
 
-    def hang_up(self) -> None:
+    def drop(self) -> None:
         """From any thread: disconnect."""
+        self.dropped = True
         self._connection.hang_up()
 
     def finish(self, seconds: float) -> None:

@@ -140,8 +140,8 @@ def test_what_a_client_leaves_behind_is_closed(tmp_path: Path, raw: Path) -> Non
 def descriptors_left(number: int) -> Iterator[None]:
     """This process can open that many more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = (fd for fd in itertools.count() if fd not in taken)
     taken = open_descriptors()
+    free = (fd for fd in itertools.count() if fd not in taken)
     limit = next(itertools.islice(free, number, None))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:

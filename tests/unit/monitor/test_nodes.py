@@ -179,8 +179,8 @@ def test_files_added_by_themselves_serve_an_image_and_its_extents(
 
 def test_an_image_below_is_named_by_its_node(client: Client, folder: Path) -> None:
     base, top = folder / "base.vmdk", folder / "top.vmdk"
-    fdstash.create(base, "vmdk", 1 << 20)
-    fdstash.create(top, "vmdk", 1 << 20, backing_file=str(base))
+    fdstash.create(base, "vmdk", 1 << 20, subformat="monolithicSparse")
+    fdstash.create(top, "vmdk", 1 << 20, subformat="monolithicSparse", backing_file=str(base))
     base = base.rename(folder / "renamed.vmdk")
     error = client.refusal("blockdev-add", driver="vmdk", node_name="top", file=file_options(top))
     assert "base.vmdk" in error.desc

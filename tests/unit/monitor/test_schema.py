@@ -10,7 +10,7 @@ import pytest
 from fdstash.monitor.commands import Commands
 from fdstash.monitor.errors import QmpError
 from fdstash.monitor.introspection import schema_info
-from fdstash.monitor.schema import Builtin, Enum, Member, Struct, Union
+from fdstash.monitor.schema import Builtin, Command, Enum, Event, Member, Struct, Type, Union
 from fdstash.monitor.vocabulary import SCHEMA
 from tests.support.monitor import Client
 
@@ -38,35 +38,28 @@ def test_every_type_that_is_told_of_is_told_once_and_used() -> None:
     assert types == used
 
 
+def named_in(kind: Type | Command | Event) -> list[str]:
+    """The types that a declaration names."""
+    members = getattr(kind, "members", None) or getattr(kind, "data", ())
+    found = list(getattr(kind, "choices", ()))
+    if isinstance(kind, Union):
+        found += kind.variants.values()
+    if isinstance(kind, Command):
+        members = () if isinstance(kind.arguments, str) else kind.arguments
+        found += [kind.arguments] if isinstance(kind.arguments, str) else []
+        found += [kind.returns] if kind.returns else []
+    return [name.strip("[]") for name in (*found, *(member.type for member in members))]
+
+
 def test_every_declared_type_is_used() -> None:
-    used = set[str]()
-
-    def use(name: str) -> None:
-        name = name.strip("[]")
-        if name in used:
-            return
-        used.add(name)
-        found = SCHEMA.types[name]
-        if isinstance(found, Struct | Union):
-            for member in found.members:
-                use(member.type)
-        if isinstance(found, Union):
-            for variant in found.variants.values():
-                use(variant)
-        for choice in getattr(found, "choices", ()):
-            use(choice)
-
-    for command in SCHEMA.commands.values():
-        members = () if isinstance(command.arguments, str) else command.arguments
-        for member in members:
-            use(member.type)
-        if isinstance(command.arguments, str):
-            use(command.arguments)
-        if command.returns:
-            use(command.returns)
-    for event in SCHEMA.events.values():
-        for member in event.data:
-            use(member.type)
+    declared = (*SCHEMA.commands.values(), *SCHEMA.events.values())
+    waiting = [name for each in declared for name in named_in(each)]
+    used: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in used:
+            used.add(name)
+            waiting += named_in(SCHEMA.types[name])
     assert set(SCHEMA.types) == used
 
 
