@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fdstash.monitor.errors import QmpError
+from fdstash.monitor.json_quick import quick
 from fdstash.monitor.json_tokens import Token, parse
 
 __all__ = ["MAX_NESTING", "JsonStream"]
@@ -57,8 +58,14 @@ class JsonStream:
         """The commands that end in `data`; in the place of a bad one a `QmpError`."""
         at = 0
         while at < len(data):
-            at, found = self._step(data, at)
-            yield from found
+            if data[at] == 0x7B and self._kind is None and not self._tokens:
+                found = quick(data, at)
+                if found is not None and found[1] - at <= self._max_bytes:
+                    at = found[1]
+                    yield found[0]
+                    continue
+            at, values = self._step(data, at)
+            yield from values
 
     def _step(self, data: bytes, at: int) -> tuple[int, list[Any]]:
         """One token, or what there is of it."""

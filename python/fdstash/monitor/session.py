@@ -40,7 +40,10 @@ class Session:
 
     def send(self, message: Mapping[str, Any]) -> None:
         """From any thread; never waits."""
-        data = json.dumps(message).encode() + b"\r\n"
+        try:
+            data = json.dumps(message).encode() + b"\r\n"
+        except RecursionError:  # an id of a thousand arrays in each other
+            data = b'{"error": {"class": "GenericError", "desc": "The id is nested too deep"}}\r\n'
         if not self._connection.send(data):
             self._daemon.log.warning("monitor %d does not read: disconnected", self.number)
 

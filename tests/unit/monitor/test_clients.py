@@ -62,6 +62,13 @@ def test_an_id_comes_back_with_answer_and_error(client: Client, identity: Any) -
     assert "id" not in client.say('{"execute": "query-fdsets"}')
 
 
+def test_an_id_too_deep_to_come_back_is_told(client: Client) -> None:
+    deep = "[" * 1000 + "]" * 1000
+    answer = client.say(f'{{"execute": "query-fdsets", "id": {deep}}}')
+    assert "return" in answer or "nested too deep" in answer["error"]["desc"]
+    client.execute("query-version")
+
+
 def test_commands_run_in_order_however_they_are_cut(client: Client) -> None:
     commands = b" ".join(
         json.dumps({"execute": "query-fdsets", "id": number}).encode() for number in range(50)
