@@ -42,7 +42,7 @@ def mutated(text: bytes, seed: int) -> bytes:
 
 
 @given(st.dictionaries(st.text("abc\\u"), VALUES), st.integers(0, 2**32), st.integers(0, 2))
-@settings(max_examples=count(1600))
+@settings(max_examples=count(800))
 def test_the_quick_parser_says_what_the_other_says(value: Any, seed: int, changes: int) -> None:
     text = json.dumps(value, ensure_ascii=bool(seed % 2)).encode()
     for number in range(changes):
