@@ -32,6 +32,8 @@ _MORE = {
     '"': re.compile(rb"[^\"\\\x00-\x1f\xfe\xff]*"),
 }
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+#: What one more digit would complete.
+_NUMBER_BEGUN = re.compile(rb"-|-?(?:0|[1-9][0-9]*)(?:\.|(?:\.[0-9]+)?[eE][-+]?)")
 _RESET = re.compile(rb"[\x00-\x1f\xfe\xff]")
 _DEPTH = {"{": 1, "[": 1, "}": -1, "]": -1}
 
@@ -114,6 +116,8 @@ class JsonStream:
             return end + 1, self._in_string(data[end], kind)
         text = bytes(self._token)
         if kind == "number" and not _NUMBER.fullmatch(text):
+            if _NUMBER_BEGUN.fullmatch(text):
+                self._token.append(data[end])
             return end, self._stray(0x20)
         self._kind = None
         self._token.clear()

@@ -129,7 +129,7 @@ def _unescape(match: re.Match[str]) -> str:
             raise _wrong(f"\\{body} is not a valid Unicode character")
         return chr(code)
     if body not in _ESCAPED:
-        raise _wrong(f"invalid escape sequence '\\{body}'")
+        raise _wrong("invalid escape sequence in string")
     return _ESCAPED[body]
 
 

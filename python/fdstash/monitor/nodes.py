@@ -68,7 +68,6 @@ class ImageNode(Node):
         self.kept = FDStash()
         self.children: list[Child] = []
         self.backing: str | None = None  #: the node that was named as what it is based on
-        self.locking = True
         self.managed = True  #: added by a client; the command line's image is not
 
     def owner(self) -> ImageNode | None:
@@ -114,6 +113,13 @@ class FileNode(Node):
 
     def owner(self) -> ImageNode | None:
         return self.user
+
+    def check_unused(self) -> None:
+        """Raises `QmpError` where an image cannot be opened on it."""
+        if self.user or self.exports:
+            user = self.user.name if self.user else min(self.exports)
+            raise QmpError(f"Node '{self.name}' is in use by '{user}'")
+        self.close_direct()
 
     def close_direct(self) -> None:
         """Close the raw image, if there is one that is not exported."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import fdstash
@@ -42,15 +43,14 @@ class Offers:
         self._sets = sets
         self._policy = policy
 
-    def referred(self, options: ImageOptions) -> list[Node]:
-        """The nodes that options name."""
+    def referred(self, options: ImageOptions, own: Collection[str] = ()) -> list[Node]:
+        """The nodes that options name. `own`: those that are the image's anyway."""
         names = [each for each in (options.file, *options.extents) if isinstance(each, str)]
         found: list[Node] = []
         for name in names:
-            node = self._table.get(name)
-            if not isinstance(node, FileNode):
-                raise QmpError(f"Node '{name}' is no file that was added by itself")
-            found.append(node)
+            if name in own:
+                continue
+            found.append(self._file_node(name))
         if isinstance(options.backing, str):
             below = self._table.get(options.backing)
             if not isinstance(below, ImageNode):
@@ -73,8 +73,7 @@ class Offers:
         if isinstance(reference, FileOptions):
             self.check_set(reference.filename)
             return reference.filename, reference.locking
-        node = self._table.get(reference)
-        assert isinstance(node, FileNode)  # noqa: S101 - `referred` has looked
+        node = self._file_node(reference)
         return node.filename, node.options.locking
 
     def check_set(self, filename: str) -> None:
@@ -111,35 +110,49 @@ class Offers:
         except fdstash.Error as error:
             raise told(error, f"Could not open '{options.filename}'") from error
 
-    def offer_children(self, options: ImageOptions, stash: FDStash, *, writable: bool) -> None:
-        """Put what the references of an image stand for where the image looks for it."""
-        filename, _ = self.name_of(options.file)
-        if isinstance(options.file, str):
-            node = self._table.get(options.file)
-            assert isinstance(node, FileNode)  # noqa: S101 - `referred` has looked
-            copy_all(node.held, stash)
+    def offer_children(
+        self,
+        options: ImageOptions,
+        filename: str,
+        stash: FDStash,
+        *,
+        writable: bool,
+        own: Collection[str] = (),
+    ) -> None:
+        """Put what the references of an image stand for where the image looks for it.
+
+        `filename`: of its file; `own`: nodes that are the image's already.
+        """
+        if isinstance(options.file, str) and options.file not in own:
+            copy_all(self._file_node(options.file).held, stash)
         if not options.extents:
             return
-        texts = self._extent_names(options, filename, stash)
+        texts = self._extent_names(filename, stash)
         if len(options.extents) > len(texts):
             raise QmpError(
                 f"'{filename}' names {len(texts)} extents, and {len(options.extents)} are given"
             )
         for text, reference in zip(texts, options.extents, strict=False):
-            self._offer_extent(join_name(text, filename), reference, stash, writable=writable)
+            if not (isinstance(reference, str) and reference in own):
+                self._offer_extent(join_name(text, filename), reference, stash, writable=writable)
+
+    def _file_node(self, name: str) -> FileNode:
+        node = self._table.get(name)
+        if not isinstance(node, FileNode):
+            raise QmpError(f"Node '{name}' is no file that was added by itself")
+        return node
 
     def _offer_extent(
         self, name: str, reference: Reference, stash: FDStash, *, writable: bool
     ) -> None:
         """Whatever else has this name, the file that was given serves it."""
         if isinstance(reference, str):
-            node = self._table.get(reference)
-            assert isinstance(node, FileNode)  # noqa: S101 - `referred` has looked
+            node = self._file_node(reference)
             fds = node.held.dup_all(node.filename)
         else:
             wanted = reference
             if reference.read_only is None and not writable:
-                wanted = FileOptions(**{**vars(reference), "read_only": True})
+                wanted = replace(reference, read_only=True)
             _, found = self.hold(wanted, stash)
             with found:
                 fds = found.dup_all(reference.filename)
@@ -154,7 +167,7 @@ class Offers:
         finally:
             close_all(fds)
 
-    def _extent_names(self, options: ImageOptions, filename: str, stash: FDStash) -> Sequence[str]:
+    def _extent_names(self, filename: str, stash: FDStash) -> Sequence[str]:
         """What a VMDK's descriptor file names, each file once."""
         try:
             with fdstash.open(

@@ -63,18 +63,16 @@ class Opener:
         with held(*referred), ExitStack() as undo:
             for node in referred:
                 if isinstance(node, FileNode):
-                    if node.user or node.exports:
-                        user = node.user.name if node.user else min(node.exports)
-                        raise QmpError(f"Node '{node.name}' is in use by '{user}'")
-                    node.close_direct()
+                    node.check_unused()
             filename, locking = self.offers.name_of(options.file)
-            with self.offers.offered(passed) as stash:
-                mine = stash if stash is not None else undo.enter_context(FDStash())
-                self.offers.offer_children(options, mine, writable=options.read_only is not True)
+            with self.offers.offered(passed) as stash, FDStash() as empty:
+                mine = empty if stash is None else stash
+                self.offers.offer_children(
+                    options, filename, mine, writable=options.read_only is not True
+                )
                 image = self._open(options, filename, mine, locking=locking)
                 undo.callback(image.close)
                 made = ImageNode(name, options.driver, image, filename)
-                made.locking = locking
                 self.offers.keep(made, mine)
             nodes = self.children(made, options)
             self.adopt(made, options)
@@ -90,7 +88,9 @@ class Opener:
 
     def adopt(self, made: ImageNode, options: ImageOptions) -> None:
         """The nodes that the options name are this image's from now on."""
-        for node in self.offers.referred(options):
+        own = {child.name for child in made.children}
+        own -= {node.name for node in self._table if isinstance(node, FileNode)}
+        for node in self.offers.referred(options, own):
             node.parents.add(made.name)
             if isinstance(node, FileNode):
                 node.user = made
@@ -117,17 +117,13 @@ class Opener:
         """
         references: list[Reference | None] = [None] * len(made.image.files)
         if options is not None:
-            for index, each in enumerate((options.file, *options.extents)):
-                references[index] = each
+            references = [options.file, *options.extents, *references]
         nodes: list[Node] = []
         made.children = []
         for index in range(own_files(made.image)):
             role = "file" if index == 0 else f"extents.{index - 1}"
             reference = references[index]
-            if isinstance(reference, str):
-                made.children.append(Child(role, reference))
-                continue
-            given = reference.node_name if reference is not None else None
+            given = reference.node_name if isinstance(reference, FileOptions) else reference
             name = given or names.get(role) or self._table.automatic_name()
             if not isinstance(self._table.find(name), FileNode):
                 nodes.append(ChildNode(name, made, index))

@@ -64,8 +64,12 @@ class Reopener:
     def reopen(self, given: Sequence[FileOptions | ImageOptions], passed: FDStash | None) -> None:
         """See the command."""
         pairs = [(self._node(options), options) for options in given]
-        images = [owner for node, _ in pairs if (owner := node.owner()) is not None]
-        with held(*(node for node, _ in pairs), *images), ExitStack() as undo:
+        nodes = [node for node, _ in pairs]
+        nodes += [owner for node in nodes if (owner := node.owner()) is not None]
+        for node, options in pairs:
+            if isinstance(node, ImageNode) and isinstance(options, ImageOptions):
+                nodes += self._opener.offers.referred(options, _own(node))
+        with held(*nodes), ExitStack() as undo:
             changes: dict[str, _Change] = {}
             files: list[tuple[FileNode, FileOptions]] = []
             for node, options in pairs:
@@ -127,10 +131,11 @@ class Reopener:
             cache = cache or options.file.cache
             self._collect_path(change, node, options.file.filename)
         elif options.file != image.children[0].name:
-            target = self._table.get(options.file)
-            if not isinstance(target, FileNode):
-                raise QmpError(f"Node '{options.file}' is no file that was added by itself")
-            self._collect_path(change, node, target.filename)
+            filename, _ = self._opener.offers.name_of(options.file)
+            self._collect_path(change, node, filename)
+        for other in self._opener.offers.referred(options, _own(image)):
+            if isinstance(other, FileNode):
+                other.check_unused()
         change.want("cache", cache or Caching(), node.name)
         change.want("mode", "r" if options.read_only else "r+", node.name)
         if options.backing is not None and options.backing != image.backing:
@@ -204,8 +209,13 @@ class Reopener:
                 if source is not None:
                     copy_all(source, offered)
             if change.options is not None:
-                writable = (change.mode or node.image.mode) == "r+"
-                self._opener.offers.offer_children(change.options, offered, writable=writable)
+                self._opener.offers.offer_children(
+                    change.options,
+                    change.path or node.filename,
+                    offered,
+                    writable=(change.mode or node.image.mode) == "r+",
+                    own=_own(node),
+                )
         return {
             "mode": change.mode,
             "cache": cache,
@@ -239,3 +249,8 @@ class Reopener:
             node.image.extract_fds(fresh)
             first.held.close()
             first.held, first.filename, first.user = fresh, node.filename, node
+
+
+def _own(image: ImageNode) -> set[str]:
+    """The nodes of an image's files."""
+    return {child.name for child in image.children if child.role != "backing"}

@@ -8,7 +8,7 @@ import string
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fdstash.monitor import json_stream
@@ -23,8 +23,12 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
     lambda children: st.lists(children) | st.dictionaries(st.text("abc-_é\"'\\"), children),
-    max_leaves=20,
+    max_leaves=8,
 )
+
+
+#: A busy machine is not what is looked at.
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def read(*pieces: bytes, limit: int = 1 << 20) -> list[Any]:
@@ -42,7 +46,7 @@ def mutated(text: bytes, seed: int) -> bytes:
 
 
 @given(st.dictionaries(st.text("abc\\u"), VALUES), st.integers(0, 2**32), st.integers(0, 2))
-@settings(max_examples=count(800))
+@settings(RELAXED, max_examples=count(800))
 def test_the_quick_parser_says_what_the_other_says(value: Any, seed: int, changes: int) -> None:
     text = json.dumps(value, ensure_ascii=bool(seed % 2)).encode()
     for number in range(changes):
@@ -61,7 +65,7 @@ def test_where_the_two_parsers_could_differ_they_do_not(text: bytes) -> None:
 
 
 @given(VALUES, st.booleans(), st.integers(0, 2**32))
-@settings(max_examples=count(2000))
+@settings(RELAXED, max_examples=count(2000))
 def test_what_json_writes_is_read_in_any_pieces(value: Any, ascii_only: bool, seed: int) -> None:
     text = json.dumps([value], ensure_ascii=ascii_only).encode()
     cuts = sorted(random.Random(seed).sample(range(len(text)), min(3, len(text))))
@@ -103,7 +107,7 @@ def test_values_are_read(text: str, found: list[Any]) -> None:
         (b'"a\n', "stray '\"a\n'"),
         (b'["\\u0000"]', "\\u0000 is not a valid Unicode character"),
         (b'["\\ud800"]', "\\ud800 is not a valid Unicode character"),
-        (b'["\\x"]', "invalid escape sequence '\\x'"),
+        (b'["\\x"]', "invalid escape sequence in string"),
         (b'["\x80"]', "invalid UTF-8 sequence in string"),
         (b"[1e999]", "a number is out of range"),
         (b"[01 ]\n", "stray '01'"),
@@ -154,7 +158,7 @@ def test_a_huge_token_in_small_pieces_is_looked_at_once(monkeypatch: pytest.Monk
 
 
 @given(st.binary(max_size=200) | st.text(string.printable, max_size=200).map(str.encode))
-@settings(max_examples=count(4000))
+@settings(RELAXED, max_examples=count(4000))
 def test_after_any_bytes_a_newline_and_brackets_bring_it_back(junk: bytes) -> None:
     stream = JsonStream()
     list(stream.feed(junk))
