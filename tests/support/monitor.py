@@ -17,8 +17,20 @@ import pytest
 
 from fdstash import Image, ImageIOError
 from fdstash.monitor import Daemon, Settings
+from tests.support.disks import FlatDisk
 
-__all__ = ["Client", "CommandFailed", "FakeExport", "FakeServer", "daemon_in", "file_options"]
+__all__ = [
+    "Client",
+    "CommandFailed",
+    "FakeExport",
+    "FakeServer",
+    "add_flat",
+    "add_raw",
+    "daemon_in",
+    "file_options",
+    "node",
+    "reopen",
+]
 
 
 class CommandFailed(Exception):
@@ -231,3 +243,21 @@ def daemon_in(folder: Path, **settings: Any) -> Iterator[tuple[Daemon, Path]]:
 
 def file_options(path: Path | str, **more: Any) -> dict[str, Any]:
     return {"driver": "file", "filename": os.fspath(path), **more}
+
+
+def add_raw(client: Client, path: Path, name: str = "disk", **more: Any) -> None:
+    client.execute("blockdev-add", driver="raw", node_name=name, file=file_options(path), **more)
+
+
+def add_flat(client: Client, flat: FlatDisk, name: str = "vm", **more: Any) -> None:
+    file = file_options(flat.path, **{"node-name": f"{name}-file"})
+    client.execute("blockdev-add", driver="vmdk", node_name=name, file=file, **more)
+
+
+def reopen(client: Client, *options: dict[str, Any]) -> None:
+    client.execute("blockdev-reopen", options=list(options))
+
+
+def node(name: str, file: Any, driver: str = "raw", **more: Any) -> dict[str, Any]:
+    options = {"driver": driver, "node-name": name, "file": file}
+    return options | {key.replace("_", "-"): value for key, value in more.items()}
