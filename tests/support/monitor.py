@@ -210,6 +210,13 @@ class FakeServer:
     def remove(self, export_id: str, *, hard: bool = False) -> None:
         if export_id in self.busy and not hard:
             raise ImageIOError(16, "in use", export_id)
+        if export_id in self.busy and not self.closed:
+            self.held[export_id] = self.held[export_id]._replace(shutting_down=True)
+        else:
+            self.end(export_id)
+
+    def end(self, export_id: str) -> None:
+        """Its last client has gone."""
         del self.held[export_id]
         self.on_deleted(export_id)
 

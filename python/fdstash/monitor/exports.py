@@ -60,7 +60,10 @@ class ExportServer(Protocol):
         """Serve an image, which stays the caller's."""
 
     def remove(self, export_id: str, *, hard: bool = False) -> None:
-        """End an export. ENOENT, and without `hard` EBUSY."""
+        """End an export. ENOENT, and without `hard` EBUSY where clients are connected.
+
+        Either it has ended on the return, or `on_deleted` tells later.
+        """
 
     def exports(self) -> tuple[Any, ...]:
         """All of them, as `ExportInfo`."""
@@ -195,7 +198,7 @@ class Exports:
                 node.writers.add(export_id)
 
     def remove(self, export_id: str, *, hard: bool) -> None:
-        """See `block-export-del`."""
+        """See `block-export-del`. With clients it goes on after the return; the event tells."""
         with self._lock:
             if self._server is None or export_id not in self._exports:
                 raise QmpError(f"Export '{export_id}' is not found")
@@ -209,7 +212,7 @@ class Exports:
                 ) from error
             if error.errno != errno.ENOENT:
                 raise told(error, f"Could not end export '{export_id}'") from error
-        self._forget(export_id)
+            self._forget(export_id)
 
     def query(self) -> list[dict[str, Any]]:
         """As `query-block-exports` answers."""

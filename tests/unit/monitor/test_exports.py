@@ -66,8 +66,13 @@ def test_exports_have_ids_and_names_of_their_own(client: Client, exported: FakeS
     exported.busy.add("f")
     assert "still in use" in client.refusal("block-export-del", id="f").desc
     client.execute("block-export-del", id="f", mode="hard")
-    client.execute("nbd-server-stop")
+    shown = {each["id"]: each["shutting-down"] for each in client.execute("query-block-exports")}
+    assert shown == {"e": False, "f": True}
+    assert client.events == []
+    assert "in use" in client.refusal("blockdev-del", node_name="disk").desc
+    exported.end("f")
     assert client.event("BLOCK_EXPORT_DELETED") == {"id": "f"}
+    client.execute("nbd-server-stop")
     assert client.event("BLOCK_EXPORT_DELETED") == {"id": "e"}
     assert client.execute("query-block-exports") == []
     assert client.refusal("nbd-server-stop").desc == "NBD server not running"
