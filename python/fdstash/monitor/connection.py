@@ -64,6 +64,8 @@ class Connection:
             return True
 
     def _flush(self) -> None:
+        if self._closed:
+            return
         try:
             while self._waiting:
                 sent = self._sock.send(self._waiting[0], socket.MSG_NOSIGNAL)
@@ -133,11 +135,14 @@ class Connection:
     def drain(self, seconds: float) -> None:
         """Wait at most that long until all was sent."""
         poll = select.poll()
-        poll.register(self._sock, select.POLLOUT)
         with self._lock:
+            if self._closed:
+                return
             self._flush()
-            waiting = bool(self._waiting)
-        if waiting and poll.poll(seconds * 1000):
+            if not self._waiting:
+                return
+            poll.register(self._sock, select.POLLOUT)
+        if poll.poll(seconds * 1000):
             with self._lock:
                 self._flush()
 

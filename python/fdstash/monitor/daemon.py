@@ -32,10 +32,14 @@ from fdstash.monitor.settings import Settings
 
 __all__ = ["Daemon"]
 
-_HINT = {
+_HINT: dict[int | None, str] = {
     errno.EMFILE: "no descriptor is left: raise LimitNOFILE, or see --max-clients",
     errno.ENFILE: "the system has no descriptor left",
 }
+
+
+#: Seconds between two lines about the same trouble.
+_QUIET = 10.0
 
 
 class Daemon:
@@ -90,11 +94,14 @@ class Daemon:
         thread.start()
 
     def _accept(self, listener: Listener) -> None:
+        quiet_until = 0.0
         while True:
             try:
                 sock = listener.accept()
             except OSError as error:
-                self.log.warning("no monitor can connect: %s", _HINT.get(error.errno or 0, error))
+                if time.monotonic() > quiet_until:
+                    self.log.warning("no monitor can connect: %s", _HINT.get(error.errno, error))
+                    quiet_until = time.monotonic() + _QUIET
                 time.sleep(0.1)
                 continue
             if sock is None:
@@ -217,8 +224,11 @@ class Daemon:
         nodes = [n for n in self.table if isinstance(n, ImageNode | FileNode)]
         nodes.sort(key=lambda node: isinstance(node, FileNode))
         closers += [(f"node '{node.name}'", partial(self._end, node)) for node in nodes]
+        # A server waits for its clients before it flushes.
+        seconds = 2 * self.settings.close_timeout
         for what, closer in closers:
-            clean = self._within(what, closer) and clean
+            clean = self._within(what, closer, seconds) and clean
+            seconds = self.settings.close_timeout
         with self._lock:
             sessions = list(self._sessions)
         for session in sessions:
@@ -237,7 +247,7 @@ class Daemon:
             if not node.deleted:
                 self.delete(node)
 
-    def _within(self, what: str, closer: Callable[[], object]) -> bool:
+    def _within(self, what: str, closer: Callable[[], object], seconds: float) -> bool:
         outcome: list[BaseException | None] = []
 
         def run() -> None:
@@ -249,7 +259,7 @@ class Daemon:
 
         thread = threading.Thread(target=run, name="fdstash-monitor-close", daemon=True)
         thread.start()
-        thread.join(self.settings.close_timeout)
+        thread.join(seconds)
         if not outcome:
             self.log.error("closing %s takes too long, and is given up", what)
             return False

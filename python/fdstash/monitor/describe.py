@@ -81,7 +81,7 @@ def _image(node: ImageNode) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "format": image.format,
         "virtual-size": image.size,
-        "actual-size": sum(_allocated(file.fd) for file in files),
+        "actual-size": sum(file.allocated for file in files),
     }
     special = image.format_info
     if special:
@@ -103,7 +103,7 @@ def _chain(image: fdstash.Image) -> Iterator[fdstash.Backing]:
 
 
 def _file(node: Node, file: FileInfo, cache: str) -> dict[str, Any]:
-    shown = {"format": "file", "virtual-size": file.size, "actual-size": _allocated(file.fd)}
+    shown = {"format": "file", "virtual-size": file.size, "actual-size": file.allocated}
     info = _info(node, file.name, shown, read_only=file.mode == "r", cache=cache)
     info["cache"]["direct"] = file.direct
     return info
@@ -115,7 +115,7 @@ def _backing(node: BackingNode) -> dict[str, Any]:
     shown = {
         "format": below.format,
         "virtual-size": below.size,
-        "actual-size": sum(_allocated(file.fd) for file in below.files),
+        "actual-size": sum(file.allocated for file in below.files),
     }
     return _info(node, below.name, shown, read_only=True, cache=image.cache)
 
@@ -130,13 +130,10 @@ def _file_node(node: FileNode) -> dict[str, Any]:
     fds = node.held.dup_all(node.filename)
     try:
         size = os.lseek(fds[-1], 0, os.SEEK_END)
-        shown = {"format": "file", "virtual-size": size, "actual-size": _allocated(fds[-1])}
+        allocated = os.fstat(fds[-1]).st_blocks * 512
     finally:
         close_all(fds)
+    shown = {"format": "file", "virtual-size": size, "actual-size": allocated}
     caching = node.options.cache
     cache = caching.mode() if caching is not None else "writeback"
     return _info(node, node.filename, shown, read_only=node.mode == "r", cache=cache)
-
-
-def _allocated(fd: int) -> int:
-    return os.fstat(fd).st_blocks * 512
