@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
+import threading
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -26,6 +29,10 @@ from fdstash.monitor.service import Inherited, Keeper, inherited, notify
 __all__ = ["serve"]
 
 _DEFAULTS = Settings()
+#: Lines that wait to be written; more are lost.
+_LINES_KEPT = 10000
+#: How long the end waits for them to be read, seconds.
+_LAST_SECONDS = 2.0
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -92,7 +99,6 @@ def serve(
     """
     permissions = _permissions(socket_mode)
     check_name(node_name)
-    _log_to_stderr(log_level)
     settings = Settings(
         allow_folders=folders,
         max_clients=max_clients,
@@ -100,6 +106,8 @@ def serve(
         max_descriptors=max_descriptors,
     )
     with ExitStack() as stack:
+        log = _log_to_stderr(log_level)
+        stack.callback(log.close)
         given = inherited()
         stack.callback(given.close)
         if not (qmp or nbd or given.qmp or given.nbd):
@@ -110,7 +118,7 @@ def serve(
             server=_nbd_server,
             on_reopened=lambda node: keeper.keep(node.image) if not node.managed else None,
         )
-        stack.callback(_stop, daemon)
+        stack.callback(_stop, daemon, log)
         served = None
         if image is not None:
             served = _Served(image, node_name, image_format, mode, cache)
@@ -137,23 +145,51 @@ def _permissions(text: str) -> int:
     return mode
 
 
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Lines("%(asctime)s %(levelname)s: %(message)s"))
-    logger = logging.getLogger("fdstash")
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
-
-
 class _Lines(logging.Formatter):
     """One line an event, whatever a client has put into it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return (
-            super().format(record).replace("\n", "\\n")
-            if not record.exc_info
-            else (super().format(record))
+        text = super().format(record)
+        if text.isprintable():
+            return text
+        return "".join(
+            each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
         )
+
+
+class _Handler(logging.Handler):
+    """Lines are written by a thread of their own; whoever is logging waits for no reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(_Lines("%(asctime)s %(levelname)s: %(message)s"))
+        self._lines: queue.Queue[str | None] = queue.Queue(_LINES_KEPT)
+        self._writer = threading.Thread(target=self._write, name="fdstash-log", daemon=True)
+        self._writer.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(self.format(record))
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Write what waits, unless nobody reads it."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=_LAST_SECONDS)
+        self._writer.join(_LAST_SECONDS)
+        super().close()
+
+
+def _log_to_stderr(level: str) -> _Handler:
+    handler = _Handler()
+    logger = logging.getLogger("fdstash")
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    return handler
 
 
 def _nbd_server(**options: Any) -> ExportServer:
@@ -229,12 +265,11 @@ def _duplicate(sock: socket.socket) -> socket.socket:
     return sock.dup()
 
 
-def _stop(daemon: Daemon) -> None:
+def _stop(daemon: Daemon, log: _Handler) -> None:
     notify("STOPPING=1")
     clean = daemon.close()
     daemon.log.info("ended")
     if not clean:
         # What hangs in the kernel would keep the interpreter from ending.
-        logging.shutdown()
-        sys.stderr.flush()
+        log.close()
         os._exit(1)

@@ -185,10 +185,20 @@ def test_allowed_folders_and_limits_come_from_the_command_line(tmp_path: Path) -
 def test_a_clients_text_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
     with serving("--qmp", str(tmp_path / "qmp")) as daemon:
         with Client(tmp_path / "qmp") as client:
-            client.refusal("blockdev-del", node_name="x\n2020-01-01 00:00:00,000 ERROR: forged")
+            name = "x\n2020-01-01 00:00:00,000 ERROR: forged\x1b[2J"
+            client.refusal("blockdev-del", node_name=name)
         daemon.end()
     assert "forged" in daemon.log
+    assert "\x1b" not in daemon.log
     assert not any(line.startswith("2020") for line in daemon.log.splitlines())
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
+    with serving("--qmp", str(tmp_path / "qmp")) as daemon, Client(tmp_path / "qmp") as client:
+        for _ in range(2000):  # some 200 bytes each, into a pipe of 64 KiB
+            client.refusal("blockdev-del", node_name="x" * 100)
+        client.execute("quit")
+        assert daemon.process.wait(60) == 0
 
 
 # -- a service manager
