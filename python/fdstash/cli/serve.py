@@ -33,6 +33,7 @@ _DEFAULTS = Settings()
 _LINES_KEPT = 10000
 #: How long the end waits for them to be read, seconds.
 _LAST_SECONDS = 2.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -105,6 +106,7 @@ def serve(
         max_connections=max_connections,
         max_descriptors=max_descriptors,
     )
+    signals = _Signals()
     with ExitStack() as stack:
         log = _log_to_stderr(log_level)
         stack.callback(log.close)
@@ -125,8 +127,7 @@ def serve(
             _open(daemon, keeper, given, served)
         _listen_nbd(daemon, given, nbd, permissions, served)
         _listen_qmp(daemon, given, qmp, permissions)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: daemon.quit("host-signal"))
+        signals.ready(daemon)
         notify("READY=1", f"STATUS=Serving {image or 'what clients open'}")
         daemon.log.info("ready")
         while not daemon.wait(3600):
@@ -143,6 +144,29 @@ def _permissions(text: str) -> int:
             f"{text!r} is no octal number up to 0777", param_hint="--socket-mode"
         )
     return mode
+
+
+class _Signals:
+    """SIGTERM and SIGINT, taken by a thread: a handler would run in the middle of a wait for locks.
+
+    Made before any other thread, which then has them blocked, too.
+    """
+
+    def __init__(self) -> None:
+        self._daemon: Daemon | None = None
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        threading.Thread(target=self._take, name="fdstash-signals", daemon=True).start()
+
+    def ready(self, daemon: Daemon) -> None:
+        """From now on they end it as it should end."""
+        self._daemon = daemon
+
+    def _take(self) -> None:
+        while True:
+            number = signal.sigwait(_SIGNALS)
+            if self._daemon is None:  # an open may hang, and nothing has been written yet
+                os._exit(128 + number)
+            self._daemon.quit("host-signal")
 
 
 class _Lines(logging.Formatter):

@@ -24,6 +24,7 @@ from tests.support.kernel import is_direct
 from tests.support.monitor import Client, file_options
 from tests.support.need import need_program, plain_environment
 from tests.support.seen import image_descriptors
+from tests.support.tier import count
 
 ROOT = Path(__file__).parents[3]
 FDSTASH = [sys.executable, "-m", "fdstash.cli.main"]
@@ -103,6 +104,20 @@ def test_a_signal_ends_it_clean(tmp_path: Path, number: int) -> None:
     assert all(re.match(r"\d{4}-\d\d-\d\d [\d:,]+ (INFO|WARNING|ERROR): ", line) for line in lines)
     assert "vmdk" in lines[0]
     assert lines[-1].endswith("INFO: ended")
+
+
+def test_a_signal_at_any_moment_ends_it(tmp_path: Path) -> None:
+    """While it starts it ends at once, and from then on clean."""
+    codes = set()
+    for number in range(count(200)):
+        daemon = Daemon("--qmp", str(tmp_path / "qmp"))
+        if number % 2:
+            daemon.ready()
+        else:
+            time.sleep(number / count(200) * 0.8)
+        codes.add(daemon.end())
+    assert codes <= {0, -signal.SIGTERM, 128 + signal.SIGTERM}
+    assert 0 in codes
 
 
 def test_quit_answers_tells_and_ends(tmp_path: Path) -> None:
