@@ -32,6 +32,7 @@ class FileInfo(NamedTuple):
     size: int  #: bytes; of the device for a block device
     device: int  #: st_dev
     inode: int  #: st_ino
+    allocated: int  #: bytes in use on the host file system
 
 
 class FileStatus(NamedTuple):
@@ -138,6 +139,7 @@ class HostFile:
             status.size,
             status.device,
             status.inode,
+            status.allocated,
         )
 
     def pread(self, n: int, offset: int, /) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,8 +50,7 @@ def _describe(image: _Shown) -> dict[str, Any]:
         {
             "filename": file.name,
             "size": file.size,
-            # The descriptor is the image's, and stays open meanwhile.
-            "actual-size": os.fstat(file.fd).st_blocks * 512,
+            "actual-size": file.allocated,
         }
         for file in _own_files(image)
     ]
