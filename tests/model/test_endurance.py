@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fdstash.bench.generator import Job, Plan
 from fdstash.queue import ENGINES
 from tests.support import tier
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(1800)]
 
 #: Of each engine, half of it on each kind of image.
 SECONDS = 600.0 if tier.FULL else 2.0
@@ -127,8 +127,10 @@ def run(image: Image, path: Path, engine: str, seconds: float) -> dict[str, Any]
 
 @pytest.mark.parametrize("kind", ["raw", "vmdk"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_verified_load_with_reopens_without_pause(tmp_path: Path, engine: str, kind: str) -> None:
-    path = made(kind, tmp_path)
+def test_a_verified_load_with_reopens_without_pause(
+    ext4_mount: Callable[..., Path], engine: str, kind: str
+) -> None:
+    path = made(kind, ext4_mount())
     gc.collect()
     before = descriptors(), threads(), threading.active_count()
     with fdstash.open(path, "r+", format=kind) as image:
