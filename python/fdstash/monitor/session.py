@@ -65,9 +65,10 @@ class Session:
         except Exception:
             self._daemon.log.exception("monitor %d: an error in the daemon", self.number)
         finally:
+            # All is closed before the daemon forgets the session, and can end without it.
             self._passed.close()
-            self._daemon.gone(self)
             self._connection.close()
+            self._daemon.gone(self)
 
     def _turn(self) -> bool:
         received = self._connection.receive()
