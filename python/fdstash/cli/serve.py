@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import queue
@@ -218,8 +217,9 @@ def _log_to_stderr(level: str) -> _Handler:
 
 def _nbd_server(**options: Any) -> ExportServer:
     """Made, and imported, only when somebody exports something."""
-    made: ExportServer = importlib.import_module("fdstash.export").NbdServer(**options)
-    return made
+    from fdstash.export import NbdServer  # noqa: PLC0415 - most of what it brings is not needed
+
+    return NbdServer(**options)
 
 
 class _Served(NamedTuple):

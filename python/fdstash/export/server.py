@@ -82,6 +82,14 @@ class NbdServer(Hooks):
         self._listener.add(listening)
         return str(address[0]), int(address[1])
 
+    def listen_socket(self, listening: socket.socket) -> None:
+        """Take clients on a socket that listens already, as one that a service manager made.
+
+        The server closes it, and removes no file.
+        """
+        self._check_open()
+        self._listener.add(listening)
+
     # -- exports
 
     def add(
