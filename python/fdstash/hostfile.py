@@ -22,7 +22,10 @@ def access_name(flags: int) -> str:
 
 
 class FileInfo(NamedTuple):
-    """One file of an open image, as the kernel describes its descriptor now."""
+    """One file of an open image, as the kernel describes its descriptor now.
+
+    Two are equal where all but `allocated` is, which changes with writes and write-back.
+    """
 
     name: str  #: the name that the image and a stash use
     path: str | None  #: where it was opened, None when it came as a descriptor
@@ -33,6 +36,15 @@ class FileInfo(NamedTuple):
     device: int  #: st_dev
     inode: int  #: st_ino
     allocated: int  #: bytes in use on the host file system
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FileInfo) and self[:-1] == other[:-1]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:-1])
 
 
 class FileStatus(NamedTuple):

@@ -66,3 +66,16 @@ def test_files_follow_what_others_do_to_the_descriptors(raw: Path) -> None:
         os.truncate(raw, 2 * SIZE)
         assert image.files[0].size == 2 * SIZE
         os.truncate(raw, SIZE)
+
+
+def test_files_are_the_same_files_however_much_the_host_has_allocated(raw: Path) -> None:
+    with fdstash.open(raw, "r+", format="raw") as image:
+        before = image.files[0]
+        after = before._replace(allocated=before.allocated + 4096)
+        assert (before == after, before != after, hash(before) == hash(after)) == (
+            True,
+            False,
+            True,
+        )
+        assert before != before._replace(size=before.size + 1)
+        assert before != tuple(before)
