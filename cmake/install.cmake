@@ -1,12 +1,14 @@
-# For C programs: find_package(fdstash) gives fdstash::fdstash and fdstash::fdstash_load.
+# For C programs: find_package(fdstash) gives fdstash::fdstash, fdstash::fdstash_load and
+# fdstash::fdstash_nbd.
 
 include(CMakePackageConfigHelpers)
 set(config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/fdstash)
 
 install(FILES csrc/include/fdstash.h csrc/include/fdstash_api.h
               csrc/include/fdstash_load.h csrc/include/fdstash_load_api.h
+              csrc/include/fdstash_nbd.h csrc/include/fdstash_nbd_api.h
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(TARGETS fdstash fdstash_load EXPORT fdstash ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(TARGETS fdstash fdstash_load fdstash_nbd EXPORT fdstash ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT fdstash NAMESPACE fdstash:: FILE fdstash-targets.cmake DESTINATION ${config_dir})
 
 configure_package_config_file(cmake/fdstash-config.cmake.in

@@ -7,9 +7,9 @@ set(native_c ${CMAKE_CURRENT_BINARY_DIR}/_native.c)
 set(native_api ${CMAKE_CURRENT_BINARY_DIR}/native_api.h)
 set(native_preamble ${PROJECT_SOURCE_DIR}/csrc/ffi_preamble.c)
 
-# cffi reads one text: the declarations of both libraries.
+# cffi reads one text: the declarations of all three libraries.
 set(native_api_text "")
-foreach(api IN ITEMS fdstash_api.h fdstash_load_api.h)
+foreach(api IN ITEMS fdstash_api.h fdstash_load_api.h fdstash_nbd_api.h)
   set(api ${PROJECT_SOURCE_DIR}/csrc/include/${api})
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${api})
   file(READ ${api} text)
@@ -29,7 +29,7 @@ if(SKBUILD_SABI_VERSION)
   set(stable_abi USE_SABI ${SKBUILD_SABI_VERSION})
 endif()
 python_add_library(_native MODULE ${native_c} WITH_SOABI ${stable_abi})
-target_link_libraries(_native PRIVATE fdstash_load)
+target_link_libraries(_native PRIVATE fdstash_load fdstash_nbd)
 
 # It has the declarations of the core and no copy of it, which must exist once in a process.
 set(calls ${PROJECT_SOURCE_DIR}/python/native)

@@ -1,1 +1,2 @@
 #include "fdstash_load.h"
+#include "fdstash_nbd.h"

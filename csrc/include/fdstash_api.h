@@ -284,8 +284,9 @@ enum fdstash_image_flags {
 };
 
 enum fdstash_request_flags {
-    FDSTASH_FUA = 1,  /* this write is durable when it returns */
-    FDSTASH_UNMAP = 2 /* zero: the host may free the space */
+    FDSTASH_FUA = 1,   /* this write is durable when it returns */
+    FDSTASH_UNMAP = 2, /* zero: the host may free the space */
+    FDSTASH_FAST = 4   /* zero: -EOPNOTSUPP rather than pages of zeros written */
 };
 
 /* Classes of requests that the gate tells apart; each is a bit of a mask. */
@@ -338,6 +339,31 @@ int fdstash_image_trim_on(fdstash_image *image, uint64_t length, uint64_t offset
  * enum fdstash_kind. -ERANGE at the end. The caller has entered FDSTASH_READS. */
 int fdstash_layer_lookup(fdstash_layer *layer, uint64_t offset, uint64_t limit,
                          fdstash_segment *out);
+enum fdstash_status_bits {
+    FDSTASH_STATUS_HOLE = 1, /* takes no space on the host */
+    FDSTASH_STATUS_ZERO = 2  /* reads as zeros */
+};
+
+typedef struct fdstash_status_run {
+    uint64_t length; /* bytes, never 0 */
+    uint32_t bits;   /* enum fdstash_status_bits */
+    uint32_t reserved;
+} fdstash_status_run;
+
+/* Runs from an offset on, neighbours of different bits. All but runs and capacity is 0
+ * at first. */
+typedef struct fdstash_status {
+    fdstash_status_run *runs; /* the caller's; room for capacity of them, at least 1 */
+    uint64_t covered;         /* bytes, the sum of their lengths */
+    uint32_t capacity;
+    uint32_t count;
+} fdstash_status;
+
+/* What [offset + status->covered, offset + length) holds, in all the layers and with
+ * holes of the host files, as far as there is room, or to the end of the image.
+ * -FDSTASH_NEEDS fills *need: call again. The caller has entered FDSTASH_READS. */
+int fdstash_image_status_on(fdstash_image *image, uint64_t length, uint64_t offset,
+                            fdstash_status *status, fdstash_need *need);
 /* Copies into the buffers of a request, from `at` bytes into it on. */
 void fdstash_iov_fill(const fdstash_iovec *iov, int count, uint64_t at, const void *data,
                       uint64_t length);
@@ -417,12 +443,13 @@ enum fdstash_operation {
     FDSTASH_OP_WRITE = 1,
     FDSTASH_OP_FLUSH = 2,
     FDSTASH_OP_ZERO = 3,
-    FDSTASH_OP_TRIM = 4
+    FDSTASH_OP_TRIM = 4,
+    FDSTASH_OP_STATUS = 5 /* fdstash_image_status_on; the buffer is a fdstash_status */
 };
 
 typedef struct fdstash_request {
-    void *buffer;       /* reads and writes */
-    uint64_t length;    /* bytes, at most FDSTASH_MAX_REQUEST where there is a buffer */
+    void *buffer;       /* reads, writes and status */
+    uint64_t length;    /* bytes; of reads and writes at most FDSTASH_MAX_REQUEST */
     uint64_t offset;    /* of the guest */
     uint32_t operation; /* enum fdstash_operation */
     uint32_t flags;     /* enum fdstash_request_flags */
@@ -431,7 +458,7 @@ typedef struct fdstash_request {
 typedef struct fdstash_completion {
     int64_t result; /* bytes, as preadv and pwritev return them, or -errno */
     uint32_t id;    /* what fdstash_queue_add returned */
-    uint32_t reserved;
+    uint32_t zeros; /* of a read, not 0: no file has bytes for any of it */
 } fdstash_completion;
 
 /* Many requests of one size, made by fdstash_queue_run in one call. */
@@ -460,6 +487,8 @@ int fdstash_queue_drain(fdstash_queue *queue);
 /* Drains, drops completions, and frees. Requests that wait for the driver are given up
  * first; no thread may be inside next or answer. */
 void fdstash_queue_free(fdstash_queue *queue);
+/* Whose queue it is. Any thread. */
+fdstash_image *fdstash_queue_image(const fdstash_queue *queue);
 /* What moves bytes: enum fdstash_engine, never AUTO. */
 uint32_t fdstash_queue_engine(const fdstash_queue *queue);
 /* Takes a request up; nothing starts before submit. Returns its id, below depth,

@@ -78,7 +78,8 @@ int64_t hostfile_readv(struct fdstash_file *file, struct iov_cursor *at, uint64_
                        uint64_t offset);
 int64_t hostfile_writev(struct fdstash_file *file, struct iov_cursor *at, uint64_t length,
                         uint64_t offset, int rwf_flags);
-int hostfile_zero(struct fdstash_file *file, uint64_t length, uint64_t offset, int unmap,
+/* flags: FDSTASH_UNMAP, FDSTASH_FAST. */
+int hostfile_zero(struct fdstash_file *file, uint64_t length, uint64_t offset, uint32_t flags,
                   int durable);
 int hostfile_trim(struct fdstash_file *file, uint64_t length, uint64_t offset);
 int hostfile_sync(int fd);

@@ -54,7 +54,7 @@ static int inner_part(uint64_t length, uint64_t offset, uint64_t *start, uint64_
 
 /* The file system zeroes whole pages; parts of pages are written, so that the
  * same rules hold for them as for any unaligned write. */
-int hostfile_zero(struct fdstash_file *file, uint64_t length, uint64_t offset, int unmap,
+int hostfile_zero(struct fdstash_file *file, uint64_t length, uint64_t offset, uint32_t flags,
                   int durable)
 {
     uint64_t start, end;
@@ -63,7 +63,7 @@ int hostfile_zero(struct fdstash_file *file, uint64_t length, uint64_t offset, i
         return write_zeros(file, length, offset, durable);
     struct range range;
     range_acquire(&file->ranges, &range, start, end, 0);
-    if (unmap)
+    if (flags & FDSTASH_UNMAP)
         rc = allocate(file->slot, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, end - start, start);
     if (cannot(rc))
         rc = allocate(file->slot, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, end - start, start);
@@ -71,6 +71,8 @@ int hostfile_zero(struct fdstash_file *file, uint64_t length, uint64_t offset, i
     if (rc == 0 && durable)
         rc = hostfile_flush_dirty(file);
     range_release(&file->ranges, &range);
+    if (cannot(rc) && (flags & FDSTASH_FAST))
+        return -EOPNOTSUPP;
     if (cannot(rc))
         rc = write_zeros(file, end - start, start, durable);
     if (rc == 0 && start > offset)

@@ -47,8 +47,7 @@ static int decide_trim(const struct fdstash_layer *layer, const fdstash_segment 
 static int zero_run(struct fdstash_file *file, const fdstash_segment *run, uint32_t flags,
                     int durable)
 {
-    return hostfile_zero(file, run->length, run->file_offset, (flags & FDSTASH_UNMAP) != 0,
-                         durable);
+    return hostfile_zero(file, run->length, run->file_offset, flags, durable);
 }
 
 static int trim_run(struct fdstash_file *file, const fdstash_segment *run, uint32_t flags,

@@ -181,6 +181,11 @@ void fdstash_queue_free(fdstash_queue *queue)
     free_parts(queue);
 }
 
+fdstash_image *fdstash_queue_image(const fdstash_queue *queue)
+{
+    return queue->image;
+}
+
 uint32_t fdstash_queue_engine(const fdstash_queue *queue)
 {
     return queue->engine;
@@ -236,7 +241,7 @@ void queue_give_back(struct fdstash_queue *queue, struct queue_slot *slot)
 
 static int is_sound(const fdstash_request *request)
 {
-    if (request->operation > FDSTASH_OP_TRIM)
+    if (request->operation > FDSTASH_OP_STATUS)
         return 0;
     if (request->operation <= FDSTASH_OP_WRITE && request->length > FDSTASH_MAX_REQUEST)
         return 0;

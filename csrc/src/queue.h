@@ -42,7 +42,7 @@ enum slot_state {
 
 /* A request. */
 struct queue_slot {
-    struct job job; /* zero, trim and flush, on a worker */
+    struct job job; /* all but reads and writes, on a worker */
     struct fdstash_queue *queue;
     struct fdstash_request request;
     struct fdstash_batch *batch; /* whose request it is; or NULL */
@@ -54,6 +54,7 @@ struct queue_slot {
     uint32_t id;
     int planning;
     int needs_driver;
+    int zeros;      /* no piece of it was a file's */
     int64_t result; /* the first error; once done, what the completion says */
     struct queue_piece first;
     struct queue_slot *next;

@@ -83,6 +83,7 @@ static void plan(struct fdstash_queue *queue, struct queue_slot *slot)
         int rc = next_run(slot, &file, &run);
         if (rc < 0) {
             give_piece_back(queue, piece);
+            slot->zeros = 0;
             if (rc == -FDSTASH_NEEDS)
                 slot->needs_driver = 1;
             else
@@ -99,6 +100,7 @@ static void plan(struct fdstash_queue *queue, struct queue_slot *slot)
             continue;
         }
         slot->outstanding++;
+        slot->zeros = 0;
         piece_issue(queue, piece);
     }
     slot->planning = 0;
@@ -229,17 +231,28 @@ static int begin_write(struct fdstash_queue *queue, struct queue_slot *slot, uin
     return rc;
 }
 
-/* Zero, trim and flush: on a worker. */
+static int64_t serve(const struct queue_slot *slot)
+{
+    const fdstash_request *request = &slot->request;
+    fdstash_need ignored;
+    switch (request->operation) {
+    case FDSTASH_OP_FLUSH:
+        return image_flush_entered(slot->queue->image);
+    case FDSTASH_OP_STATUS:
+        return fdstash_image_status_on(slot->queue->image, request->length, request->offset,
+                                       request->buffer, &ignored);
+    default:
+        return image_change_space(&slot->write, request->operation == FDSTASH_OP_TRIM,
+                                  request->length, request->offset, request->flags);
+    }
+}
+
+/* All but reads and writes: on a worker. */
 static void run_slot(struct job *job)
 {
     struct queue_slot *slot = (struct queue_slot *)job;
     struct fdstash_queue *queue = slot->queue;
-    const fdstash_request *request = &slot->request;
-    int trimming = request->operation == FDSTASH_OP_TRIM;
-    slot->result = request->operation == FDSTASH_OP_FLUSH
-                       ? image_flush_entered(queue->image)
-                       : image_change_space(&slot->write, trimming, request->length,
-                                            request->offset, request->flags);
+    slot->result = serve(slot);
     pthread_mutex_lock(&queue->finished_lock);
     slot->next = queue->finished_slots;
     queue->finished_slots = slot;
@@ -255,6 +268,7 @@ static int begin(struct fdstash_queue *queue, struct queue_slot *slot)
         return -EINVAL;
     switch (request->operation) {
     case FDSTASH_OP_READ:
+    case FDSTASH_OP_STATUS:
         return begin_read(queue, slot);
     case FDSTASH_OP_FLUSH:
         return enter(queue, slot, FDSTASH_FLUSHES);
@@ -270,6 +284,7 @@ int slot_start(struct fdstash_queue *queue, struct queue_slot *slot)
     slot->outstanding = 0;
     slot->planning = 0;
     slot->needs_driver = 0;
+    slot->zeros = 1;
     slot->result = 0;
     int rc = begin(queue, slot);
     if (rc == -EAGAIN)

@@ -156,6 +156,7 @@ static uint32_t collect(struct fdstash_queue *queue, fdstash_completion *out, ui
         struct queue_slot *slot = slot_pop(&queue->done);
         out[count].result = slot->result;
         out[count].id = slot->id;
+        out[count].zeros = (uint32_t)slot->zeros;
         queue_give_back(queue, slot);
         count++;
     }

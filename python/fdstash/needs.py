@@ -15,7 +15,7 @@ from fdstash.datapath import DataPath, Layer, MapRun
 from fdstash.formats.base import Kind
 from fdstash.hostfile import HostFile
 
-__all__ = ["NEEDS", "flush", "load", "read", "trim", "write", "write_back", "zero"]
+__all__ = ["NEEDS", "flush", "load", "read", "status", "trim", "write", "write_back", "zero"]
 
 #: What the core returns for a request that must be made again here.
 NEEDS: int = -lib.FDSTASH_NEEDS
@@ -69,6 +69,20 @@ def load(core: DataPath, layer: Layer, run: MapRun) -> None:
         if run.kind == Kind.BAD:
             raise clusters.bad(run.offset)
         clusters.load(run.offset, run.length, core.generation())
+
+
+def status(core: DataPath, found: Any, n: int, offset: int) -> int:
+    """As `fdstash_image_status_on`, of a `fdstash_status *`. Raises `FormatError`."""
+    need = ffi.new("fdstash_need *")
+    found = ffi.cast("fdstash_status *", found)
+    with core.reading():
+        while True:
+            rc: int = lib.fdstash_image_status_on(core.handle, n, offset, found, need)
+            if rc != NEEDS:
+                return rc
+            clusters = map_of(need.layer)
+            with clusters.lock:
+                _load(core, clusters, need)
 
 
 def _read_bytes(core: DataPath, n: int, offset: int) -> bytes:

@@ -264,6 +264,11 @@ class Queue:
         if not self._state.marked:
             self._image_mark(n, offset)
 
+    @property
+    def marked(self) -> Any:
+        """A `uint8_t *`: whether `before_write` has nothing to do; for the same."""
+        return self._state.mark
+
     # -- within
 
     def _open(self) -> Any:

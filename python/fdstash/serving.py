@@ -66,6 +66,8 @@ class Server(threading.Thread):
             case lib.FDSTASH_OP_TRIM:
                 rc = lib.fdstash_image_trim(core.handle, n, offset)
                 return needs.trim(core, present, n, offset) if rc == NEEDS else rc
+            case lib.FDSTASH_OP_STATUS:
+                return needs.status(core, request.buffer, n, offset)
             case _:
                 rc = lib.fdstash_image_flush(core.handle)
                 if rc == NEEDS:

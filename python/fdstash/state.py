@@ -51,7 +51,7 @@ class ImageState:
         self.retired_maps: list[Map] = []
         self.closed = False
         self.busy = False
-        #: `marked`, where `Writes` looks at it without Python.
+        #: `marked`, where `Writes` and exports look at it without Python.
         self.mark = ffi.new("uint8_t *")
         self.mark_lock = threading.Lock()
         _live.add(self)
