@@ -13,7 +13,7 @@ from fdstash.errors import ImageIOError, LockError, NotAFileError, RefusedError
 from fdstash.formats.base import Opener
 from fdstash.hostfile import DIRECT, HostFile, access_name
 from fdstash.locking import READER, WRITER, LockDescription, LockSet
-from fdstash.names import Beneath, Place, Resolver, StashNames, join_name
+from fdstash.names import Beneath, Confined, Place, Resolver, StashNames, join_name
 from fdstash.stash import FDStash
 
 __all__ = ["FileOpener", "Source", "open_flags"]
@@ -108,6 +108,8 @@ class FileOpener:
             found = self._from_stash(name, path, flags) or self._from_kept(name, flags)
             if found:
                 return found
+            if isinstance(source.resolver, Confined):
+                return self._from_places(source.resolver, name, path, None, flags)
             last = os.path.basename(path)
             if last in ("", ".", ".."):
                 fd = opening.open_path(path, flags)
@@ -124,6 +126,9 @@ class FileOpener:
 
         def open_it() -> _Opened:
             found = self._from_stash(path, path, flags)
+            resolver = self._source.resolver
+            if found is None and isinstance(resolver, Confined):
+                return self._from_places(resolver, path, path, None, flags)
             return found or _Opened(opening.open_path(path, flags), path, shared=False, key=None)
 
         return self._take(path, path, open_it, may_write=False)
@@ -216,22 +221,29 @@ class FileOpener:
         if not isinstance(resolver, Beneath):
             allowed = resolver(text, referrer)
             if allowed is None:
-                raise _refused(text, referrer, "the resolver does not allow it")
+                raise _refused(text, referrer, "the resolver does not allow it", Beneath.hint)
             path = os.fspath(allowed)
             return _Opened(opening.open_path(path, flags), path, shared=False, key=None)
+        return self._from_places(resolver, name, text, referrer, flags)
+
+    def _from_places(
+        self, resolver: Beneath, name: str, text: str, referrer: str | None, flags: int
+    ) -> _Opened:
+        """Beneath a folder that the resolver allows. No `referrer`: the caller named the file."""
+        by = referrer if referrer is not None else os.path.abspath(text)
         error: OSError | None = None
-        for place in resolver.places(text, referrer):
+        for place in resolver.places(text if referrer is not None else by, by):
             try:
                 if not resolver.folders:
-                    return self._from_folder(self._own_folder(referrer), place, name, flags)
+                    return self._from_folder(self._own_folder(by), place, name, flags)
                 return self._from_place(place, name, flags)
             except OSError as failed:
                 if failed.errno == errno.EXDEV:
                     where = " or ".join(resolver.folders) or "the folder of the file that names it"
-                    failed = _refused(text, referrer, f"it is not beneath {where}")
+                    failed = _refused(text, referrer, f"it is not beneath {where}", resolver.hint)
                 if error is None or isinstance(error, RefusedError):
                     error = failed
-        raise error or _refused(text, referrer, "no folder is allowed")
+        raise error or _refused(text, referrer, "no folder is allowed", resolver.hint)
 
     def _own_folder(self, referrer: str) -> int:
         """The folder of a file that names others, walked once.
@@ -341,9 +353,9 @@ class FileOpener:
             ) from error
 
 
-def _refused(text: str, referrer: str, why: str) -> RefusedError:
+def _refused(text: str, referrer: str | None, why: str, hint: str) -> RefusedError:
+    if referrer is None:
+        return RefusedError(errno.EACCES, f"the path is not allowed: {why}; {hint}", text)
     return RefusedError(
-        errno.EACCES,
-        f"{referrer!r} names a file that it may not: {why}; a resolver= can allow it",
-        text,
+        errno.EACCES, f"{referrer!r} names a file that it may not: {why}; {hint}", text
     )

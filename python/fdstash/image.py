@@ -49,6 +49,7 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     lock: bool = True,
     name: str | None = None,
     mark: bool = True,
+    backing: str | os.PathLike[str] | None = None,
     **options: object,
 ) -> Image:
     """Open a disk image.
@@ -62,6 +63,7 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     those beneath its own folder. `lock=False` does without QEMU-compatible locks.
     `mark=False` leaves the header alone when the image is first written to (VMDK's
     CID, by which snapshots see it): for who writes only bytes that are there already.
+    `backing` is opened as the image that this one is based on, whatever its header says.
     `options` are the format's: ``offset`` and ``size`` (bytes) for raw.
 
     Raises `ImageIOError` (also the builtin of its errno), `LockError`,
@@ -71,7 +73,8 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     wanted = cache_mode(cache)
     if not isinstance(file, int):
         file = os.fsdecode(file)
-    source = Source(file, name, format, options, resolver, lock, mark)
+    below = None if backing is None else os.fsdecode(backing)
+    source = Source(file, name, format, options, resolver, lock, mark, below)
     graph = Graph.open(source, writable=writable, direct=wanted.direct, stash=stash)
     try:
         state = ImageState(graph, wanted, graph.files[0].name)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fdstash.errors import RefusedError
 from fdstash.stash import FDStash
 
-__all__ = ["Beneath", "Place", "Resolver", "StashNames", "anywhere", "join_name"]
+__all__ = ["Beneath", "Confined", "Place", "Resolver", "StashNames", "anywhere", "join_name"]
 
 #: What lets a header name a file: gets the header's text and the name of the file
 #: that holds the header, and returns the path to open, or None to refuse.
@@ -61,6 +61,9 @@ class Beneath:
     RESOLVE_BENEATH).
     """
 
+    #: What the error for a file that is refused tells to do.
+    hint = "a resolver= can allow it"
+
     def __init__(self, *folders: str | os.PathLike[str]) -> None:
         self.folders = tuple(os.fspath(folder) or "." for folder in folders)
 
@@ -80,6 +83,21 @@ class Beneath:
         place = self.places(text, referrer)[0]
         escapes = place.path == ".." or place.path.startswith("../")
         return None if escapes else os.path.join(place.folder, place.path)
+
+
+class Confined(Beneath):
+    """As `Beneath`, and the path that an image is opened by is held to it, too.
+
+    With no folders nothing is opened by a path.
+    """
+
+    def __init__(self, *folders: str | os.PathLike[str], hint: str) -> None:
+        super().__init__(*folders)
+        self.hint = hint
+
+    def places(self, text: str, referrer: str) -> list[Place]:
+        """Where to look, in order."""
+        return super().places(text, referrer) if self.folders else []
 
 
 def anywhere(text: str, referrer: str) -> str:

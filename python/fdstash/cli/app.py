@@ -19,6 +19,7 @@ from fdstash.cli.create import create
 from fdstash.cli.doctor import doctor
 from fdstash.cli.info import info
 from fdstash.cli.map import map_command
+from fdstash.cli.serve import serve
 
 __all__ = ["app"]
 
@@ -103,7 +104,7 @@ def bench() -> None:
     """Measure."""
 
 
-for command in (info, map_command, create, check, convert, doctor):
+for command in (info, map_command, create, check, convert, serve, doctor):
     app.add_command(command)
 for command in (bench_io, bench_reopen):
     bench.add_command(command)

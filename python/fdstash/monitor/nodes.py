@@ -1,0 +1,213 @@
+"""The nodes of a daemon and their names.
+
+An image is one node; each of its files is one too, which only points to it. A file that was added
+by itself is kept as descriptors until an image is opened on it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import fdstash
+from fdstash.monitor.errors import QmpError
+from fdstash.monitor.options import FileOptions
+from fdstash.stash import FDStash
+
+__all__ = [
+    "BackingNode",
+    "Child",
+    "ChildNode",
+    "FileNode",
+    "ImageNode",
+    "Node",
+    "NodeTable",
+    "held",
+]
+
+
+class Child:
+    """A child of an image: `role` as QEMU has it, and the name of the node."""
+
+    __slots__ = ("name", "role")
+
+    def __init__(self, role: str, name: str) -> None:
+        self.role = role
+        self.name = name
+
+
+class Node:
+    """A name in the table. `lock` is held by whoever changes or deletes the node."""
+
+    def __init__(self, name: str, driver: str) -> None:
+        self.name = name
+        self.driver = driver
+        self.lock = threading.RLock()
+        self.deleted = False
+        self.exports: set[str] = set()
+        self.writers: set[str] = set()  #: exports that let clients write
+        self.parents: set[str] = set()  #: images that are based on this node, or read from it
+
+    def owner(self) -> ImageNode | None:
+        """The image that a change of this node is a change of."""
+        return None
+
+
+class ImageNode(Node):
+    """An open image.
+
+    `kept`: the descriptors passed in that it was opened with, for reopens when whoever passed
+    them has gone.
+    """
+
+    def __init__(self, name: str, driver: str, image: fdstash.Image, filename: str) -> None:
+        super().__init__(name, driver)
+        self.image = image
+        self.filename = filename
+        self.kept = FDStash()
+        self.children: list[Child] = []
+        self.backing: str | None = None  #: the node that was named as what it is based on
+        self.locking = True
+        self.managed = True  #: added by a client; the command line's image is not
+
+    def owner(self) -> ImageNode | None:
+        return self
+
+
+class ChildNode(Node):
+    """One file of an image that was opened with it: number `index` of `Image.files`."""
+
+    def __init__(self, name: str, image: ImageNode, index: int) -> None:
+        super().__init__(name, "file")
+        self.image = image
+        self.index = index
+
+    def owner(self) -> ImageNode | None:
+        return self.image
+
+
+class BackingNode(Node):
+    """An image below, `depth` steps down (1: the nearest), that was opened with the one above."""
+
+    def __init__(self, name: str, driver: str, image: ImageNode, depth: int) -> None:
+        super().__init__(name, driver)
+        self.image = image
+        self.depth = depth
+
+
+class FileNode(Node):
+    """A file added by itself: `held` has its descriptor under its name, `mode` is ``r`` or ``r+``.
+
+    `user`: the image that is open on it. `direct_image`: itself as a raw image, as soon as it is
+    exported or resized.
+    """
+
+    def __init__(self, options: FileOptions, name: str, held: FDStash, mode: str) -> None:
+        super().__init__(name, options.driver)
+        self.options = options
+        self.filename = options.filename
+        self.held = held
+        self.mode = mode
+        self.user: ImageNode | None = None
+        self.direct_image: fdstash.Image | None = None
+
+    def owner(self) -> ImageNode | None:
+        return self.user
+
+    def close_direct(self) -> None:
+        """Close the raw image, if there is one that is not exported."""
+        if self.direct_image is not None and not self.exports:
+            image, self.direct_image = self.direct_image, None
+            image.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        try:
+            self.close_direct()
+        finally:
+            self.held.close()
+
+
+class NodeTable:
+    """All nodes by name. Any thread; nothing here waits for a file."""
+
+    def __init__(self, limit: int) -> None:
+        self._lock = threading.Lock()
+        self._limit = limit
+        self._nodes: dict[str, Node] = {}
+        self._reserved: set[str] = set()
+        self._automatic = 0
+
+    def __iter__(self) -> Iterator[Node]:
+        with self._lock:
+            return iter(list(self._nodes.values()))
+
+    def find(self, name: str) -> Node | None:
+        """The node of that name."""
+        with self._lock:
+            return self._nodes.get(name)
+
+    def get(self, name: str) -> Node:
+        """The same; raises as QEMU's `bdrv_lookup_bs` does."""
+        node = self.find(name)
+        if node is None:
+            raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'")
+        return node
+
+    @contextmanager
+    def reserve(self, names: Sequence[str]) -> Iterator[None]:
+        """Keep others from these names while nodes of them are made."""
+        with self._lock:
+            taken: set[str] = set()
+            for name in names:
+                if name in self._nodes or name in self._reserved or name in taken:
+                    raise QmpError(f"Duplicate nodes with node-name='{name}'")
+                taken.add(name)
+            if len(self._nodes) + len(self._reserved) + len(taken) > self._limit:
+                raise QmpError(f"There are {self._limit} nodes, and there may be no more")
+            self._reserved |= taken
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved -= taken
+
+    def automatic_name(self) -> str:
+        """A name that no client can choose."""
+        with self._lock:
+            self._automatic += 1
+            return f"#block{self._automatic:03}"
+
+    def add(self, nodes: Sequence[Node]) -> None:
+        """Publish nodes. An image and its children come and go together."""
+        with self._lock:
+            for node in nodes:
+                self._nodes[node.name] = node
+
+    def remove(self, nodes: Sequence[Node]) -> None:
+        """Forget nodes."""
+        with self._lock:
+            for node in nodes:
+                node.deleted = True
+                self._nodes.pop(node.name, None)
+
+    def parts_of(self, image: ImageNode) -> list[Node]:
+        """The nodes that were made with an image, and end with it."""
+        with self._lock:
+            return [
+                node
+                for node in self._nodes.values()
+                if isinstance(node, ChildNode | BackingNode) and node.image is image
+            ]
+
+
+@contextmanager
+def held(*nodes: Node) -> Iterator[None]:
+    """Change these nodes: in a fixed order, so that nobody waits in a circle."""
+    with ExitStack() as stack:
+        for node in sorted(set(nodes), key=lambda each: each.name):
+            stack.enter_context(node.lock)
+            if node.deleted:
+                raise QmpError(f"Failed to find node with node-name='{node.name}'")
+        yield

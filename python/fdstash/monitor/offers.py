@@ -1,0 +1,184 @@
+"""What images are opened with: descriptors that were passed in, and files added by themselves."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import fdstash
+from fdstash.formats.vmdk import descriptor
+from fdstash.monitor.descriptors import FdSets, close_all, copy_all, fdset_number, offer
+from fdstash.monitor.errors import QmpError, told
+from fdstash.monitor.nodes import FileNode, ImageNode, Node, NodeTable
+from fdstash.monitor.options import Caching, FileOptions, ImageOptions, Reference
+from fdstash.monitor.policy import Policy
+from fdstash.names import join_name
+from fdstash.stash import FDStash
+
+__all__ = ["Offers", "in_modes"]
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_T = TypeVar("_T")
+
+
+def in_modes(modes: Sequence[str], open_in: Callable[[str], _T]) -> _T:
+    """What `open_in` returns for the first mode in which the file can be written, or the last."""
+    for mode in modes[:-1]:
+        try:
+            return open_in(mode)
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
+    return open_in(modes[-1])
+
+
+class Offers:
+    """Any thread."""
+
+    def __init__(self, table: NodeTable, sets: FdSets, policy: Policy) -> None:
+        self._table = table
+        self._sets = sets
+        self._policy = policy
+
+    def referred(self, options: ImageOptions) -> list[Node]:
+        """The nodes that options name."""
+        names = [each for each in (options.file, *options.extents) if isinstance(each, str)]
+        found: list[Node] = []
+        for name in names:
+            node = self._table.get(name)
+            if not isinstance(node, FileNode):
+                raise QmpError(f"Node '{name}' is no file that was added by itself")
+            found.append(node)
+        if isinstance(options.backing, str):
+            below = self._table.get(options.backing)
+            if not isinstance(below, ImageNode):
+                raise QmpError(f"Node '{options.backing}' is no image that was added by itself")
+            found.append(below)
+        return found
+
+    @contextmanager
+    def offered(self, *passed: FDStash | None) -> Iterator[FDStash | None]:
+        """All that was passed in."""
+        stash = offer(self._sets, *passed)
+        try:
+            yield stash
+        finally:
+            if stash is not None:
+                stash.close()
+
+    def name_of(self, reference: Reference) -> tuple[str, bool]:
+        """The file name that a reference stands for, and whether to lock it."""
+        if isinstance(reference, FileOptions):
+            self.check_set(reference.filename)
+            return reference.filename, reference.locking
+        node = self._table.get(reference)
+        assert isinstance(node, FileNode)  # noqa: S101 - `referred` has looked
+        return node.filename, node.options.locking
+
+    def check_set(self, filename: str) -> None:
+        """Raises `QmpError` where a set is named that does not exist."""
+        number = fdset_number(filename)
+        if number is not None and number not in self._sets:
+            raise QmpError(
+                f"Could not open '{filename}': No such file or directory: there is no set"
+                f" {number}; pass its descriptors with add-fd"
+            )
+
+    def hold(self, options: FileOptions, stash: FDStash | None) -> tuple[str, FDStash]:
+        """The mode in which a file could be opened, and its descriptor under its name."""
+        self.check_set(options.filename)
+        cache = (options.cache or Caching()).mode()
+        modes = ["r"] if options.read_only else ["r+", "r"] if options.auto_read_only else ["r+"]
+
+        def hold_in(mode: str) -> tuple[str, FDStash]:
+            with fdstash.open(
+                options.filename,
+                mode,
+                format="raw",
+                cache=cache,
+                stash=stash,
+                resolver=self._policy.resolver(options.filename),
+                lock=False,
+            ) as image:
+                found = FDStash()
+                image.extract_fds(found)
+                return mode, found
+
+        try:
+            return in_modes(modes, hold_in)
+        except fdstash.Error as error:
+            raise told(error, f"Could not open '{options.filename}'") from error
+
+    def offer_children(self, options: ImageOptions, stash: FDStash, *, writable: bool) -> None:
+        """Put what the references of an image stand for where the image looks for it."""
+        filename, _ = self.name_of(options.file)
+        if isinstance(options.file, str):
+            node = self._table.get(options.file)
+            assert isinstance(node, FileNode)  # noqa: S101 - `referred` has looked
+            copy_all(node.held, stash)
+        if not options.extents:
+            return
+        texts = self._extent_names(options, filename, stash)
+        if len(options.extents) > len(texts):
+            raise QmpError(
+                f"'{filename}' names {len(texts)} extents, and {len(options.extents)} are given"
+            )
+        for text, reference in zip(texts, options.extents, strict=False):
+            self._offer_extent(join_name(text, filename), reference, stash, writable=writable)
+
+    def _offer_extent(
+        self, name: str, reference: Reference, stash: FDStash, *, writable: bool
+    ) -> None:
+        """Whatever else has this name, the file that was given serves it."""
+        if isinstance(reference, str):
+            node = self._table.get(reference)
+            assert isinstance(node, FileNode)  # noqa: S101 - `referred` has looked
+            fds = node.held.dup_all(node.filename)
+        else:
+            wanted = reference
+            if reference.read_only is None and not writable:
+                wanted = FileOptions(**{**vars(reference), "read_only": True})
+            _, found = self.hold(wanted, stash)
+            with found:
+                fds = found.dup_all(reference.filename)
+            if reference.filename in stash:  # of other modes, too
+                fds += stash.dup_all(reference.filename)
+        try:
+            stash.give(name, fds[0])
+            fds.pop(0)
+            while fds:
+                stash.add(name, fds[0])
+                fds.pop(0)
+        finally:
+            close_all(fds)
+
+    def _extent_names(self, options: ImageOptions, filename: str, stash: FDStash) -> Sequence[str]:
+        """What a VMDK's descriptor file names, each file once."""
+        try:
+            with fdstash.open(
+                filename,
+                format="raw",
+                stash=stash,
+                resolver=self._policy.resolver(filename),
+                lock=False,
+            ) as image:
+                text = image.pread(min(image.size, descriptor.MAX_BYTES), 0)
+            lines = descriptor.parse(text, filename).extents
+        except fdstash.Error as error:
+            raise told(error, f"Could not open '{filename}'") from error
+        return list(dict.fromkeys(line.name for line in lines if line.name is not None))
+
+    def keep(self, node: ImageNode, stash: FDStash) -> None:
+        """What of `stash` serves the image's files is kept for reopens."""
+        files = [file.name for file in node.image.files]
+        lasts = {name.rpartition("/")[2] for name in files}
+        names = [
+            name
+            for name in stash.names()
+            if (plain := name.removeprefix("lock:")) in files
+            or plain in lasts
+            or any(file.endswith(f"/{plain}") for file in files)
+        ]
+        copy_all(stash, node.kept, names)

@@ -1,0 +1,261 @@
+"""`blockdev-add`: from options to nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from types import MappingProxyType
+from typing import Any
+
+import fdstash
+from fdstash.monitor.errors import QmpError, told
+from fdstash.monitor.nodes import (
+    BackingNode,
+    Child,
+    ChildNode,
+    FileNode,
+    ImageNode,
+    Node,
+    NodeTable,
+    held,
+)
+from fdstash.monitor.offers import Offers, in_modes
+from fdstash.monitor.options import Caching, FileOptions, ImageOptions, Reference, check_name
+from fdstash.monitor.policy import Policy
+from fdstash.stash import FDStash
+
+__all__ = ["Opener"]
+
+
+class Opener:
+    """Opens files and images, and makes their nodes. Any thread."""
+
+    def __init__(self, table: NodeTable, offers: Offers, policy: Policy) -> None:
+        self.offers = offers
+        self._table = table
+        self._policy = policy
+
+    # -- nodes
+
+    def add(self, options: FileOptions | ImageOptions, passed: FDStash | None) -> Node:
+        """See the command."""
+        if options.node_name is None:
+            raise QmpError("'node-name' must be specified for the root node")
+        names = list(_given_names(options))
+        for name in names:
+            check_name(name)
+        with self._table.reserve(names):
+            if isinstance(options, FileOptions):
+                node: Node = self._add_file(options, options.node_name, passed)
+            else:
+                node = self._add_image(options, options.node_name, passed)
+        return node
+
+    def _add_file(self, options: FileOptions, name: str, passed: FDStash | None) -> FileNode:
+        with self.offers.offered(passed) as stash:
+            mode, found = self.offers.hold(options, stash)
+        node = FileNode(options, name, found, mode)
+        self._table.add([node])
+        return node
+
+    def _add_image(self, options: ImageOptions, name: str, passed: FDStash | None) -> ImageNode:
+        referred = self.offers.referred(options)
+        with held(*referred), ExitStack() as undo:
+            for node in referred:
+                if isinstance(node, FileNode):
+                    if node.user or node.exports:
+                        user = node.user.name if node.user else min(node.exports)
+                        raise QmpError(f"Node '{node.name}' is in use by '{user}'")
+                    node.close_direct()
+            filename, locking = self.offers.name_of(options.file)
+            with self.offers.offered(passed) as stash:
+                mine = stash if stash is not None else undo.enter_context(FDStash())
+                self.offers.offer_children(options, mine, writable=options.read_only is not True)
+                image = self._open(options, filename, mine, locking=locking)
+                undo.callback(image.close)
+                made = ImageNode(name, options.driver, image, filename)
+                made.locking = locking
+                self.offers.keep(made, mine)
+            nodes = self.children(made, options)
+            self.adopt(made, options)
+            undo.pop_all()
+        self._table.add([*nodes, made])
+        return made
+
+    def publish(self, node: ImageNode) -> None:
+        """Add an image that was opened elsewhere, and nodes for what it consists of."""
+        names = [node.name]
+        with self._table.reserve(names):
+            self._table.add([*self.children(node, None), node])
+
+    def adopt(self, made: ImageNode, options: ImageOptions) -> None:
+        """The nodes that the options name are this image's from now on."""
+        for node in self.offers.referred(options):
+            node.parents.add(made.name)
+            if isinstance(node, FileNode):
+                node.user = made
+            else:
+                made.backing = node.name
+
+    def release(self, node: ImageNode) -> None:
+        """Nodes that an image was using are free again."""
+        for other in self._table:
+            if node.name in other.parents:
+                other.parents.discard(node.name)
+                if isinstance(other, FileNode):
+                    other.user = None
+
+    def children(
+        self,
+        made: ImageNode,
+        options: ImageOptions | None,
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> list[Node]:
+        """New nodes for what an image consists of, and its list of children.
+
+        `names`: by role, what children are called that are given no name.
+        """
+        references: list[Reference | None] = [None] * len(made.image.files)
+        if options is not None:
+            for index, each in enumerate((options.file, *options.extents)):
+                references[index] = each
+        nodes: list[Node] = []
+        made.children = []
+        for index in range(own_files(made.image)):
+            role = "file" if index == 0 else f"extents.{index - 1}"
+            reference = references[index]
+            if isinstance(reference, str):
+                made.children.append(Child(role, reference))
+                continue
+            given = reference.node_name if reference is not None else None
+            name = given or names.get(role) or self._table.automatic_name()
+            if not isinstance(self._table.find(name), FileNode):
+                nodes.append(ChildNode(name, made, index))
+            made.children.append(Child(role, name))
+        nodes += self._backing_nodes(made, options)
+        return nodes
+
+    def _backing_nodes(self, made: ImageNode, options: ImageOptions | None) -> list[Node]:
+        below = made.image.backing
+        if below is None:
+            return []
+        given = options.backing if options is not None else None
+        if isinstance(given, str):
+            made.children.append(Child("backing", given))
+            return []
+        name = given.node_name if given is not None else None
+        nodes: list[Node] = []
+        while below is not None:
+            node = BackingNode(
+                name or self._table.automatic_name(), below.format, made, len(nodes) + 1
+            )
+            nodes.append(node)
+            name, below = None, below.backing
+        made.children.append(Child("backing", nodes[0].name))
+        return nodes
+
+    # -- images
+
+    def image_of(self, node: Node) -> fdstash.Image:
+        """The image to export or resize; of a file that was added by itself, a raw one.
+
+        The caller holds the node.
+        """
+        if isinstance(node, ImageNode):
+            return node.image
+        if not isinstance(node, FileNode):
+            raise QmpError(f"Node '{node.name}' is a part of an image: name the image")
+        if node.user is not None:
+            raise QmpError(f"Node '{node.name}' is in use by '{node.user.name}': name that one")
+        if node.direct_image is None:
+            try:
+                node.direct_image = fdstash.open(
+                    node.filename,
+                    node.mode,
+                    format="raw",
+                    cache=(node.options.cache or Caching()).mode(),
+                    stash=node.held,
+                    resolver=self._policy.resolver(node.filename),
+                    lock=node.options.locking,
+                )
+            except (fdstash.Error, OSError) as error:
+                raise told(error, f"Could not open '{node.filename}'") from error
+        return node.direct_image
+
+    def _open(
+        self, options: ImageOptions, filename: str, stash: FDStash, *, locking: bool
+    ) -> fdstash.Image:
+        if options.without_backing:
+            raise QmpError("An image cannot be opened without the image that it is based on")
+        caching = options.cache or self._file_cache(options) or Caching()
+        modes = ["r"] if options.read_only else ["r+"]
+        if options.auto_read_only and not options.read_only:
+            modes.append("r")
+        if not options.read_only and self._file_mode(options) == "r":
+            if not options.auto_read_only:
+                raise QmpError(f"Block node is read-only: the file of '{options.node_name}' is")
+            modes = ["r"]
+
+        def open_in(mode: str) -> fdstash.Image:
+            return fdstash.open(
+                filename,
+                mode,
+                format=options.driver,
+                cache=caching.mode(),
+                stash=stash if stash.names() else None,
+                resolver=self._policy.resolver(filename),
+                lock=locking,
+                backing=self.backing_path(options),
+                **dict[str, Any](options.format_options),
+            )
+
+        try:
+            return in_modes(modes, open_in)
+        except (fdstash.Error, OSError) as error:
+            raise told(error, f"Could not open '{filename}'") from error
+
+    def backing_path(self, options: ImageOptions) -> str | None:
+        """The path of the image that is to lie below; None: what the header says."""
+        below = options.backing
+        if below is None:
+            return None
+        if isinstance(below, str):
+            node = self._table.get(below)
+            assert isinstance(node, ImageNode)  # noqa: S101 - `referred` has looked
+            return node.filename
+        if not isinstance(below.file, FileOptions) or below.backing is not None:
+            raise QmpError("Parameter 'backing' expects the name of an image, or one of one file")
+        self.offers.check_set(below.file.filename)
+        return below.file.filename
+
+    def _file_cache(self, options: ImageOptions) -> Caching | None:
+        if isinstance(options.file, FileOptions):
+            return options.file.cache
+        node = self._table.get(options.file)
+        return node.options.cache if isinstance(node, FileNode) else None
+
+    def _file_mode(self, options: ImageOptions) -> str | None:
+        if isinstance(options.file, FileOptions):
+            return "r" if options.file.read_only else None
+        node = self._table.get(options.file)
+        return node.mode if isinstance(node, FileNode) else None
+
+
+def own_files(image: fdstash.Image) -> int:
+    """How many of an image's files are its own, and not those of images below."""
+    count = len(image.files)
+    below = image.backing
+    while below is not None:
+        count -= len(below.files)
+        below = below.backing
+    return count
+
+
+def _given_names(options: FileOptions | ImageOptions | str | None) -> Iterator[str]:
+    if options is None or isinstance(options, str):
+        return
+    if options.node_name is not None:
+        yield options.node_name
+    if isinstance(options, ImageOptions):
+        for each in (options.file, *options.extents, options.backing):
+            yield from _given_names(each)

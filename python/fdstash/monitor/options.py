@@ -1,0 +1,124 @@
+"""Options of nodes, as `schema` has let them through, in the shape that the rest works with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fdstash.cache import CACHE_MODES, CacheMode
+from fdstash.monitor.errors import QmpError
+
+__all__ = ["Caching", "FileOptions", "ImageOptions", "Reference", "check_name", "parse"]
+
+_FILE_DRIVERS = ("file", "host_device")
+_WELL_FORMED = re.compile(r"[A-Za-z][-A-Za-z0-9._]*")
+_MAX_NAME = 31
+
+
+def check_name(name: str) -> None:
+    """Raises `QmpError` unless a node may be called so; QEMU's rule."""
+    if not _WELL_FORMED.fullmatch(name):
+        raise QmpError(f"Invalid node-name: '{name[:64]}'")
+    if len(name) > _MAX_NAME:
+        raise QmpError(f"Node name '{name[:64]}' is longer than {_MAX_NAME} characters")
+
+
+@dataclass(frozen=True)
+class Caching:
+    """The cache mode in QEMU's words."""
+
+    direct: bool = False
+    no_flush: bool = False
+
+    def mode(self, *, durable: bool = False) -> str:
+        """The name of that cache mode. `durable`: each write is, which these words do not say."""
+        for mode in CACHE_MODES.values():
+            same = (mode.direct, mode.ignores_flush) == (self.direct, self.no_flush)
+            if same and (self.no_flush or mode.durable == durable):
+                return mode.name
+        raise QmpError(
+            "Cache options direct and no-flush exclude each other: what avoids the host's page"
+            " cache is not made faster by leaving flushes out"
+        )
+
+    @classmethod
+    def of(cls, mode: CacheMode) -> Caching:
+        """What `mode` is in these words."""
+        return cls(mode.direct, mode.ignores_flush)
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """A file."""
+
+    filename: str
+    driver: str = "file"
+    node_name: str | None = None
+    cache: Caching | None = None
+    read_only: bool | None = None
+    auto_read_only: bool = False
+    locking: bool = True
+
+
+#: Options of a new node, or the name of one that is there.
+Reference = FileOptions | str
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """An image in a file, or in many."""
+
+    driver: str
+    file: Reference
+    node_name: str | None = None
+    cache: Caching | None = None
+    read_only: bool | None = None
+    auto_read_only: bool = False
+    extents: tuple[Reference, ...] = ()
+    backing: ImageOptions | str | None = None
+    without_backing: bool = False  #: null was given
+    format_options: Mapping[str, object] = field(default_factory=dict)
+
+
+def parse(given: Mapping[str, Any]) -> FileOptions | ImageOptions:
+    """`BlockdevOptions` in our shape."""
+    common: dict[str, Any] = {
+        "driver": given["driver"],
+        "node_name": given.get("node-name"),
+        "cache": _caching(given.get("cache")),
+        "read_only": given.get("read-only"),
+        "auto_read_only": given.get("auto-read-only", False),
+    }
+    if given["driver"] in _FILE_DRIVERS:
+        locking = given.get("locking", "auto") != "off"
+        return FileOptions(filename=given["filename"], locking=locking, **common)
+    backing = given.get("backing")
+    if isinstance(backing, dict):
+        backing = parse(backing)
+        if isinstance(backing, FileOptions):
+            raise QmpError("Parameter 'backing' expects an image, not a file")
+    return ImageOptions(
+        file=_reference(given["file"], given["driver"]),
+        extents=tuple(_reference(each, given["driver"]) for each in given.get("extents", ())),
+        backing=backing,
+        without_backing="backing" in given and given["backing"] is None,
+        format_options={name: given[name] for name in ("offset", "size") if name in given},
+        **common,
+    )
+
+
+def _reference(given: Mapping[str, Any] | str, driver: str) -> Reference:
+    if isinstance(given, str):
+        return given
+    parsed = parse(given)
+    if isinstance(parsed, ImageOptions):
+        raise QmpError(f"Driver '{driver}' reads from files: the driver of 'file' must be 'file'")
+    return parsed
+
+
+def _caching(given: Mapping[str, bool] | None) -> Caching | None:
+    if given is None:
+        return None
+    return Caching(given.get("direct", False), given.get("no-flush", False))

@@ -1,0 +1,241 @@
+"""`blockdev-reopen`: several nodes at once, all or none.
+
+Options of an image and options of any of its files are one change of the whole image. Files that
+were added by themselves get new descriptors first, which costs nothing if the rest fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import fdstash
+from fdstash.cache import cache_mode
+from fdstash.monitor.descriptors import copy_all
+from fdstash.monitor.errors import QmpError, told
+from fdstash.monitor.nodes import BackingNode, FileNode, ImageNode, Node, NodeTable, held
+from fdstash.monitor.opener import Opener
+from fdstash.monitor.options import Caching, FileOptions, ImageOptions
+from fdstash.monitor.policy import Policy
+from fdstash.stash import FDStash
+
+__all__ = ["Reopener"]
+
+
+@dataclass
+class _Change:
+    """What is asked of one image, and which node asked for it."""
+
+    image: ImageNode
+    cache: Caching | None = None
+    mode: str | None = None
+    path: str | None = None
+    backing: str | None = None
+    options: ImageOptions | None = None
+    said: dict[str, str] = field(default_factory=dict)
+
+    def want(self, what: str, value: Any, node: str) -> None:
+        """Raises `QmpError` where another node's options want it otherwise."""
+        if value is None:
+            return
+        before = getattr(self, what)
+        if before is not None and before != value:
+            raise QmpError(
+                f"Nodes '{self.said[what]}' and '{node}' belong to one image, and their options"
+                f" for its {what} differ"
+            )
+        setattr(self, what, value)
+        self.said[what] = node
+
+
+class Reopener:
+    """Any thread."""
+
+    def __init__(
+        self, table: NodeTable, opener: Opener, policy: Policy, timeout: float | None
+    ) -> None:
+        self._table = table
+        self._opener = opener
+        self._policy = policy
+        self._timeout = timeout
+
+    def reopen(self, given: Sequence[FileOptions | ImageOptions], passed: FDStash | None) -> None:
+        """See the command."""
+        pairs = [(self._node(options), options) for options in given]
+        images = [owner for node, _ in pairs if (owner := node.owner()) is not None]
+        with held(*(node for node, _ in pairs), *images), ExitStack() as undo:
+            changes: dict[str, _Change] = {}
+            files: list[tuple[FileNode, FileOptions]] = []
+            for node, options in pairs:
+                owner = node.owner()
+                if owner is not None:
+                    change = changes.setdefault(owner.name, _Change(owner))
+                    self._collect(change, node, options)
+                elif isinstance(node, FileNode) and isinstance(options, FileOptions):
+                    files.append((node, options))
+            with self._opener.offers.offered(passed) as stash:
+                ready = []
+                for node, options in files:
+                    mode, fresh = self._hold(node, options, stash)
+                    undo.callback(fresh.close)
+                    ready.append((node, options, mode, fresh))
+                self._carry_out(list(changes.values()), stash)
+            undo.pop_all()
+            for node, options, mode, fresh in ready:
+                node.held.close()
+                node.held, node.mode, node.options = fresh, mode, options
+                node.filename = options.filename
+
+    def set_host_cache(self, node: ImageNode, *, use: bool) -> None:
+        """See `block_set_hostcache`."""
+        with held(node):
+            before = cache_mode(node.image.cache)
+            if before.ignores_flush and not use:
+                raise QmpError(
+                    f"Node '{node.name}' leaves flushes out, which needs the host's page cache:"
+                    " reopen it with cache.no-flush=false first"
+                )
+            wanted = Caching(direct=not use, no_flush=before.ignores_flush)
+            self._carry_out([_Change(node, cache=wanted)], None)
+
+    # -- what is asked for
+
+    def _node(self, options: FileOptions | ImageOptions) -> Node:
+        if options.node_name is None:
+            raise QmpError("node-name not specified")
+        node = self._table.find(options.node_name)
+        if node is None:
+            raise QmpError(f"Failed to find node with node-name='{options.node_name}'")
+        if isinstance(node, BackingNode):
+            raise QmpError(
+                f"Node '{node.name}' is reopened with '{node.image.name}', which is based on it"
+            )
+        same_kind = isinstance(options, ImageOptions) == isinstance(node, ImageNode)
+        if not same_kind or (isinstance(node, ImageNode) and node.driver != options.driver):
+            raise QmpError("Cannot change the option 'driver'")
+        return node
+
+    def _collect(self, change: _Change, node: Node, options: FileOptions | ImageOptions) -> None:
+        if isinstance(options, FileOptions):
+            self._collect_file(change, node, options)
+            return
+        image = change.image
+        cache = options.cache
+        if isinstance(options.file, FileOptions):
+            cache = cache or options.file.cache
+            self._collect_path(change, node, options.file.filename)
+        elif options.file != image.children[0].name:
+            target = self._table.get(options.file)
+            if not isinstance(target, FileNode):
+                raise QmpError(f"Node '{options.file}' is no file that was added by itself")
+            self._collect_path(change, node, target.filename)
+        change.want("cache", cache or Caching(), node.name)
+        change.want("mode", "r" if options.read_only else "r+", node.name)
+        if options.backing is not None and options.backing != image.backing:
+            change.want("backing", self._opener.backing_path(options), node.name)
+        change.options = options
+
+    def _collect_file(self, change: _Change, node: Node, options: FileOptions) -> None:
+        """Options of one of an image's files."""
+        change.want("cache", options.cache or Caching(), node.name)
+        if options.read_only and change.image.image.mode == "r+" and change.mode != "r":
+            raise QmpError(
+                f"Read-only block node '{node.name}' cannot support read-write users: reopen"
+                f" '{change.image.name}' read-only"
+            )
+        children = change.image.children
+        if node.name == children[0].name:
+            self._collect_path(change, node, options.filename)
+            return
+        index = next(i for i, each in enumerate(children) if each.name == node.name)
+        if options.filename != change.image.image.files[index].name:
+            raise QmpError(
+                f"Cannot change the option 'filename' of '{node.name}' alone: give 'extents' of"
+                f" '{change.image.name}'"
+            )
+
+    def _collect_path(self, change: _Change, node: Node, filename: str) -> None:
+        self._opener.offers.check_set(filename)
+        if filename != change.image.filename:
+            change.want("path", filename, node.name)
+
+    # -- and how it is done
+
+    def _hold(
+        self, node: FileNode, options: FileOptions, stash: FDStash | None
+    ) -> tuple[str, FDStash]:
+        if node.exports:
+            raise QmpError(f"Node '{node.name}' is exported as a file: export an image on it")
+        node.close_direct()
+        with FDStash() as known:
+            copy_all(node.held, known)
+            if stash is not None:
+                copy_all(stash, known)
+            return self._opener.offers.hold(options, known)
+
+    def _carry_out(self, changes: Sequence[_Change], stash: FDStash | None) -> None:
+        if not changes:
+            return
+        with ExitStack() as stack:
+            wanted = [(each.image.image, self._options(each, stash, stack)) for each in changes]
+            try:
+                fdstash.reopen_all(wanted, timeout=self._timeout)
+            except (fdstash.Error, OSError) as error:
+                names = ", ".join(f"'{each.image.name}'" for each in changes)
+                raise told(error, f"Could not reopen {names}") from error
+            for change, (_, options) in zip(changes, wanted, strict=True):
+                self._settle(change, options["stash"])
+
+    def _options(self, change: _Change, stash: FDStash | None, stack: ExitStack) -> dict[str, Any]:
+        node = change.image
+        if change.mode == "r" and node.writers:
+            raise QmpError(
+                f"Read-only block node '{node.name}' cannot support read-write users: export"
+                f" '{min(node.writers)}' lets its clients write"
+            )
+        durable = cache_mode(node.image.cache).durable
+        cache = None if change.cache is None else change.cache.mode(durable=durable)
+        offered: FDStash | None = None
+        if stash is not None or node.kept or (change.options and change.options.extents):
+            offered = stack.enter_context(FDStash())
+            for source in (stash, node.kept):
+                if source is not None:
+                    copy_all(source, offered)
+            if change.options is not None:
+                writable = (change.mode or node.image.mode) == "r+"
+                self._opener.offers.offer_children(change.options, offered, writable=writable)
+        return {
+            "mode": change.mode,
+            "cache": cache,
+            "path": change.path,
+            "backing": change.backing,
+            "stash": offered,
+            "resolver": self._policy.resolver(change.path or node.filename),
+        }
+
+    def _settle(self, change: _Change, offered: FDStash | None) -> None:
+        node = change.image
+        if change.path is not None or change.backing is not None:
+            if change.path is not None:
+                node.filename = change.path
+            self._renew_children(change)
+        if offered is not None:
+            self._opener.offers.keep(node, offered)
+
+    def _renew_children(self, change: _Change) -> None:
+        """Another graph may have more or fewer files; each keeps its name."""
+        node = change.image
+        self._opener.release(node)
+        self._table.remove(self._table.parts_of(node))
+        names = {child.role: child.name for child in node.children}
+        self._table.add(self._opener.children(node, change.options, names))
+        if change.options is not None:
+            self._opener.adopt(node, change.options)
+        first = self._table.find(node.children[0].name)
+        if isinstance(first, FileNode):
+            fresh = FDStash()
+            node.image.extract_fds(fresh)
+            first.held.close()
+            first.held, first.filename, first.user = fresh, node.filename, node

@@ -1,0 +1,208 @@
+"""Types, commands and events as data, and the check of a value against a type.
+
+After QEMU's QAPI: what `vocabulary` declares with these is checked here, told to clients by
+`introspection` and written down by `manual`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fdstash.monitor.errors import QmpError
+
+__all__ = [
+    "Alternate",
+    "Builtin",
+    "Command",
+    "Enum",
+    "Event",
+    "Member",
+    "Schema",
+    "Struct",
+    "Type",
+    "Union",
+]
+
+#: Of options in options; no disk has more images in each other.
+MAX_DEPTH = 32
+
+
+class Builtin(NamedTuple):
+    """A JSON type. `low` and `high` bound an integer."""
+
+    name: str
+    json_type: str  #: as introspection has it: string, int, number, boolean, null, value
+    expected: str = ""  #: as an error has it
+    low: int = 0
+    high: int = 0
+    doc: str = ""
+
+
+class Enum(NamedTuple):
+    """One of some strings."""
+
+    name: str
+    values: Mapping[str, str]  #: and what each means
+    doc: str = ""
+
+
+class Member(NamedTuple):
+    """Of an object. `type`: a name; in brackets, an array of it."""
+
+    name: str
+    type: str
+    doc: str
+    optional: bool = False
+
+
+class Struct(NamedTuple):
+    """An object."""
+
+    name: str
+    members: Sequence[Member]
+    doc: str = ""
+
+
+class Union(NamedTuple):
+    """An object whose member `tag` says what further members it has."""
+
+    name: str
+    members: Sequence[Member]
+    tag: str
+    variants: Mapping[str, str]  #: the names of structs
+    doc: str = ""
+
+
+class Alternate(NamedTuple):
+    """One of several types, told apart by their JSON types."""
+
+    name: str
+    choices: Sequence[str]
+    doc: str = ""
+
+
+Type = Builtin | Enum | Struct | Union | Alternate
+
+
+class Command(NamedTuple):
+    """A command. `arguments`: of its object, or the name of a union."""
+
+    name: str
+    doc: str
+    arguments: Sequence[Member] | str = ()
+    returns: str | None = None  #: a type; None: an empty object
+
+
+class Event(NamedTuple):
+    """An event."""
+
+    name: str
+    doc: str
+    data: Sequence[Member] = ()
+
+
+def _path(at: str, name: str) -> str:
+    return f"{at}.{name}" if at else name
+
+
+class Schema:
+    """All of it."""
+
+    def __init__(
+        self, types: Sequence[Type], commands: Sequence[Command], events: Sequence[Event]
+    ) -> None:
+        self.types = {each.name: each for each in types}
+        self.commands = {each.name: each for each in commands}
+        self.events = {each.name: each for each in events}
+
+    def check_arguments(self, command: Command, given: Mapping[str, Any]) -> None:
+        """Raises `QmpError` unless a command takes these arguments."""
+        if isinstance(command.arguments, str):
+            self.check(command.arguments, given)
+        else:
+            self._members(command.arguments, given, "", 0)
+
+    def check(self, name: str, value: Any, at: str = "", depth: int = 0) -> None:
+        """Raises `QmpError`, with QEMU's words, unless `value` is of the type called `name`."""
+        if depth > MAX_DEPTH:
+            raise QmpError(f"Parameter '{at}': more than {MAX_DEPTH} options lie in each other")
+        if name.startswith("["):
+            if not isinstance(value, list):
+                raise _type_error(at, "array")
+            for number, each in enumerate(value):
+                self.check(name[1:-1], each, f"{at}[{number}]", depth + 1)
+            return
+        found = self.types[name]
+        match found:
+            case Builtin():
+                _check_builtin(found, value, at)
+            case Enum():
+                if not isinstance(value, str):
+                    raise _type_error(at, "string")
+                if value not in found.values:
+                    raise QmpError(f"Parameter '{at}' does not accept value '{value[:64]}'")
+            case Alternate():
+                self._check_alternate(found, value, at, depth)
+            case Struct() | Union():
+                if not isinstance(value, dict):
+                    raise _type_error(at, "object")
+                self._members(self._all_members(found, value, at), value, at, depth)
+
+    def _all_members(
+        self, found: Struct | Union, value: Mapping[str, Any], at: str
+    ) -> list[Member]:
+        members = list(found.members)
+        if isinstance(found, Union):
+            tag = next(member for member in members if member.name == found.tag)
+            self._members([tag], {k: v for k, v in value.items() if k == found.tag}, at, 0)
+            variant = found.variants.get(value[found.tag])
+            if variant is not None:
+                struct = self.types[variant]
+                assert isinstance(struct, Struct)  # noqa: S101 - `vocabulary` has no other
+                members += struct.members
+        return members
+
+    def _members(
+        self, members: Sequence[Member], value: Mapping[str, Any], at: str, depth: int
+    ) -> None:
+        for member in members:
+            if member.name in value:
+                self.check(member.type, value[member.name], _path(at, member.name), depth + 1)
+            elif not member.optional:
+                raise QmpError(f"Parameter '{_path(at, member.name)}' is missing")
+        known = {member.name for member in members}
+        for name in value:
+            if name not in known:
+                raise QmpError(f"Parameter '{_path(at, name[:64])}' is unexpected")
+
+    def _check_alternate(self, found: Alternate, value: Any, at: str, depth: int) -> None:
+        for choice in found.choices:
+            if self._json_type(choice) == _json_type(value):
+                self.check(choice, value, at, depth + 1)
+                return
+        raise _type_error(at, found.name)
+
+    def _json_type(self, name: str) -> str:
+        found = self.types[name]
+        if isinstance(found, Builtin):
+            return found.json_type
+        return "string" if isinstance(found, Enum) else "object"
+
+
+def _json_type(value: Any) -> str:
+    for kind, name in ((bool, "boolean"), (str, "string"), (dict, "object"), (int, "int")):
+        if isinstance(value, kind):
+            return name
+    return "null" if value is None else "value"
+
+
+def _type_error(at: str, expected: str) -> QmpError:
+    return QmpError(f"Invalid parameter type for '{at}', expected: {expected}")
+
+
+def _check_builtin(kind: Builtin, value: Any, at: str) -> None:
+    if kind.json_type not in ("value", _json_type(value)):
+        raise _type_error(at, kind.expected)
+    if kind.json_type == "int" and not kind.low <= value <= kind.high:
+        raise QmpError(f"Parameter '{at}' expects {kind.expected} of {kind.low} to {kind.high}")
