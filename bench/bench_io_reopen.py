@@ -58,8 +58,8 @@ def test_in_flight(benchmark: BenchmarkFixture, image: tuple[str, Path], rw: str
         result = run(settings)
         assert result.clean, result.messages
         reopens += len(result.reopen_ns)
-        at_reopen.append(float(result.latency["MARKED"].percentile(99.9)))
-        placebo.append(float(result.latency["PLACEBO"].percentile(99.9)))
+        at_reopen.append(float(result.found.latency["MARKED"].percentile(99.9)))
+        placebo.append(float(result.found.latency["PLACEBO"].percentile(99.9)))
 
     benchmark.group = ASKED.name
     benchmark.pedantic(turn, rounds=PAIRS)  # type: ignore[no-untyped-call]

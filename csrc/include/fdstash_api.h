@@ -433,7 +433,9 @@ enum fdstash_engine {
 };
 
 enum fdstash_queue_flags {
-    FDSTASH_QUEUE_BOUND = 1 /* no other thread than the one that submits first ever uses it */
+    /* For the thread alone that submits first. When another one uses the queue, or that
+     * thread has ended, the queue goes on without io_uring. */
+    FDSTASH_QUEUE_BOUND = 1
 };
 
 enum fdstash_queue_limits { FDSTASH_MAX_DEPTH = 4096, FDSTASH_MAX_REQUEST = 1073741824 };
@@ -480,16 +482,17 @@ typedef struct fdstash_batch {
  * without. -EINVAL: depth is not 1 to FDSTASH_MAX_DEPTH. */
 int fdstash_queue_new(fdstash_image *image, uint32_t depth, uint32_t engine, uint32_t flags,
                       fdstash_queue **out, int *why);
-/* Drops what was added and not submitted, or is held by the gate, and waits for the
- * rest: 0; -EINTR and -FDSTASH_NEEDS, as from wait: call again. Completions may still be
- * collected. */
+/* Drops what was added and not submitted, or is held by the gate, waits for the rest, and
+ * gives io_uring up: 0; -EINTR and -FDSTASH_NEEDS, as from wait: call again. Completions may still
+ * be collected. */
 int fdstash_queue_drain(fdstash_queue *queue);
 /* Drains, drops completions, and frees. Requests that wait for the driver are given up
  * first; no thread may be inside next or answer. */
 void fdstash_queue_free(fdstash_queue *queue);
 /* Whose queue it is. Any thread. */
 fdstash_image *fdstash_queue_image(const fdstash_queue *queue);
-/* What moves bytes: enum fdstash_engine, never AUTO. */
+/* What moves bytes: enum fdstash_engine, never AUTO; THREADS from when the kernel refuses
+ * what it allowed when the queue was made. */
 uint32_t fdstash_queue_engine(const fdstash_queue *queue);
 /* Takes a request up; nothing starts before submit. Returns its id, below depth,
  * its own until the completion was collected. -EAGAIN: as many as depth are taken
@@ -505,7 +508,7 @@ int fdstash_queue_submit(fdstash_queue *queue);
 /* Submits, waits until `min` completions are there, or all that are taken up, or
  * timeout_ns (negative: without limit) are over, and collects at most capacity of
  * them. Returns how many. Nothing was collected with -EINTR, after a signal, and with
- * -FDSTASH_NEEDS, where a request is for the driver and nobody ever called next. */
+ * -FDSTASH_NEEDS, where a request is for the driver and nobody ever waited in next. */
 int fdstash_queue_wait(fdstash_queue *queue, uint32_t min, int64_t timeout_ns,
                        fdstash_completion *out, uint32_t capacity);
 /* Makes the batch's requests, as many at once as there is room for. 0 when all have
@@ -515,11 +518,13 @@ int fdstash_queue_run(fdstash_queue *queue, fdstash_batch *batch);
 /* Requests taken up and not collected. Any thread. */
 uint32_t fdstash_queue_in_flight(const fdstash_queue *queue);
 /* An eventfd that becomes readable when there may be something to wait for without
- * waiting; wait clears it. It belongs to the queue. Any thread. */
+ * waiting; wait clears it. It belongs to the queue. Any thread; the first time of a bound
+ * queue its own, else -EEXIST. */
 int fdstash_queue_fd(fdstash_queue *queue);
 /* The driver's side: waits for the next request that only the driver can serve, at
  * most timeout_ns, and fills *request; returns its id. -ETIMEDOUT; -ESHUTDOWN once
- * the queue is stopped. */
+ * the queue is stopped. Without a timeout it only looks, and the queue still wants a
+ * driver for what comes later. */
 int fdstash_queue_next(fdstash_queue *queue, int64_t timeout_ns, fdstash_request *request);
 /* Its result. */
 void fdstash_queue_answer(fdstash_queue *queue, uint32_t id, int64_t result);

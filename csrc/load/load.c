@@ -1,55 +1,14 @@
 /* load.c: requests without pause, or at a rate, through a queue. */
+#include "load.h"
+
 #include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "fdstash_load.h"
-#include "histogram.h"
-#include "stamp.h"
-
-enum {
-    TIMES = FDSTASH_LOAD_PLACEBO + 1,
-    /* In a block's generation: a request for it is in flight. */
-    BLOCK_BUSY = INT32_MIN,
-    /* A write of it failed: nobody knows what it holds. */
-    BLOCK_UNKNOWN = INT32_MAX,
-    FIRST_WIDTH_NS = 1000000
-};
+enum { FIRST_WIDTH_NS = 1000000 };
 
 _Static_assert((int)FDSTASH_LOAD_COUNTERS == (int)HISTOGRAM_COUNTERS, "one layout");
-
-struct load_slot {
-    char *memory;
-    uint64_t block; /* its number */
-    int64_t due, begun;
-    int write;
-    int wrong; /* what was read is not what was written */
-    uint32_t marks[2];
-    struct load_slot *next; /* free */
-};
-
-struct fdstash_load {
-    fdstash_queue *queue;
-    fdstash_load_plan plan;
-    _Atomic int stopped;
-    uint64_t random;
-    uint64_t next_block, made;
-    uint32_t running;
-    struct load_slot *slots, *free_slots;
-    struct load_slot **by_id; /* of the queue's requests */
-    fdstash_completion *done;
-
-    pthread_mutex_t lock; /* of all below, and of what is in flight; never held while waiting */
-    uint8_t *in_flight;   /* by slot */
-    fdstash_load_totals totals;
-    struct histogram times[TIMES];
-    fdstash_load_interval intervals[FDSTASH_LOAD_INTERVALS];
-    int interval_count;
-    int64_t width_ns;
-};
 
 static int64_t now_ns(void)
 {
@@ -58,20 +17,58 @@ static int64_t now_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+static struct timespec at_ns(int64_t when)
+{
+    struct timespec at = {when / 1000000000, when % 1000000000};
+    return at;
+}
+
 /* ------------------------------------------------------------------- life -- */
+
+static int are_sound(const fdstash_load_plan *plan)
+{
+    int stamped = plan->generations && !plan->baseline;
+    for (uint64_t i = 0; i < plan->blocks; i++) {
+        const fdstash_load_cell *cell = &plan->cells[i];
+        if (cell->length < 1 || cell->length > plan->block || cell->offset > INT64_MAX ||
+            cell->length > INT64_MAX - cell->offset ||
+            (stamped && cell->length % FDSTASH_LOAD_STAMP))
+            return 0;
+    }
+    return 1;
+}
+
+static int has_sound_places(const fdstash_load_plan *plan)
+{
+    if (plan->blocks < 1 || plan->blocks > UINT64_C(1) << 32 || plan->block < 1 ||
+        plan->block > FDSTASH_MAX_REQUEST)
+        return 0;
+    if (plan->cells)
+        return are_sound(plan);
+    if (plan->generations && !plan->baseline && plan->block % FDSTASH_LOAD_STAMP)
+        return 0;
+    return plan->offset <= INT64_MAX && plan->blocks <= (INT64_MAX - plan->offset) / plan->block;
+}
 
 static int is_sound(const fdstash_load_plan *plan)
 {
-    if (plan->blocks < 1 || plan->blocks > UINT64_C(1) << 32 || plan->block < 1 ||
-        plan->block > FDSTASH_MAX_REQUEST || plan->offset > INT64_MAX ||
-        plan->blocks > (INT64_MAX - plan->offset) / plan->block)
-        return 0;
     if (plan->pattern > FDSTASH_LOAD_STRIDED || plan->read_percent > 100 || plan->stride < 1)
         return 0;
     if (plan->depth < 1 || plan->depth > FDSTASH_MAX_DEPTH || !plan->memory)
         return 0;
-    return plan->runtime_ns >= 0 && plan->interval_ns >= 0 &&
-           !(plan->generations && plan->block % FDSTASH_LOAD_STAMP);
+    if (plan->runtime_ns < 0 || plan->interval_ns < 0 || plan->pause_ns < 0)
+        return 0;
+    return (plan->generations || !plan->baseline) && has_sound_places(plan);
+}
+
+static void init_lock(struct fdstash_load *load)
+{
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&load->written, &clock);
+    pthread_condattr_destroy(&clock);
+    pthread_mutex_init(&load->lock, NULL);
 }
 
 int fdstash_load_new(fdstash_queue *queue, const fdstash_load_plan *plan, fdstash_load **out)
@@ -85,7 +82,7 @@ int fdstash_load_new(fdstash_queue *queue, const fdstash_load_plan *plan, fdstas
     load->plan = *plan;
     load->random = plan->seed;
     load->width_ns = FIRST_WIDTH_NS;
-    pthread_mutex_init(&load->lock, NULL);
+    init_lock(load);
     load->slots = calloc(plan->depth, sizeof(*load->slots));
     load->in_flight = calloc(plan->depth, sizeof(*load->in_flight));
     load->by_id = calloc(FDSTASH_MAX_DEPTH, sizeof(struct load_slot *));
@@ -112,6 +109,7 @@ void fdstash_load_free(fdstash_load *load)
     free(load->by_id);
     free(load->done);
     pthread_mutex_destroy(&load->lock);
+    pthread_cond_destroy(&load->written);
     free(load);
 }
 
@@ -120,63 +118,53 @@ void fdstash_load_stop(fdstash_load *load)
     atomic_store(&load->stopped, 1);
 }
 
-/* --------------------------------------------------------------- choosing -- */
-
-/* SplitMix64: short, and good enough for places on a disk. */
-static uint64_t next_random(struct fdstash_load *load)
+void fdstash_load_leave(fdstash_load *load)
 {
-    uint64_t z = (load->random += UINT64_C(0x9e3779b97f4a7c15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
+    atomic_store(&load->leaving, 1);
 }
 
-static uint64_t next_block(struct fdstash_load *load)
+void fdstash_load_attach(fdstash_load *load, fdstash_queue *queue)
 {
-    const fdstash_load_plan *plan = &load->plan;
-    uint64_t block = load->next_block;
-    if (plan->pattern == FDSTASH_LOAD_RANDOM)
-        return ((next_random(load) >> 32) * plan->blocks) >> 32;
-    if (plan->pattern == FDSTASH_LOAD_SEQUENTIAL)
-        load->next_block = block + 1 < plan->blocks ? block + 1 : 0;
-    else if (block + plan->stride < plan->blocks)
-        load->next_block = block + plan->stride;
-    else
-        load->next_block = (block + 1) % plan->stride % plan->blocks;
-    return block;
+    load->queue = queue;
+    load->paused_until = 0;
+    atomic_store(&load->leaving, 0);
 }
 
-/* A block that no request is using; UINT64_MAX: there is none. */
-static uint64_t idle_block(struct fdstash_load *load)
+/* --------------------------------------------------------- holding writes -- */
+
+static void end_writes(struct fdstash_load *load, uint32_t count)
 {
-    uint64_t block = next_block(load);
-    uint32_t *generations = load->plan.generations;
-    if (!generations)
-        return block;
-    for (uint64_t tries = 0; tries < load->plan.blocks; tries++) {
-        if (!(generations[block] & (uint32_t)BLOCK_BUSY)) {
-            generations[block] |= (uint32_t)BLOCK_BUSY;
-            return block;
-        }
-        block = block + 1 < load->plan.blocks ? block + 1 : 0;
-    }
-    return UINT64_MAX;
+    if (count == 0 || atomic_fetch_sub(&load->writing, count) != count ||
+        !atomic_load(&load->writes_held))
+        return;
+    pthread_mutex_lock(&load->lock);
+    pthread_cond_broadcast(&load->written);
+    pthread_mutex_unlock(&load->lock);
 }
 
-static uint32_t generation_of(const struct fdstash_load *load, uint64_t block)
+/* Counts a write as in flight, unless writes are held: whoever holds them sets that first
+ * and then looks at the count. */
+static int may_write(struct fdstash_load *load)
 {
-    return load->plan.generations[block] & ~(uint32_t)BLOCK_BUSY;
+    if (atomic_load(&load->writes_held))
+        return 0;
+    atomic_fetch_add(&load->writing, 1);
+    if (!atomic_load(&load->writes_held))
+        return 1;
+    end_writes(load, 1);
+    return 0;
 }
 
-/* Generations are 1 to BLOCK_UNKNOWN - 1, round and round. */
-static uint32_t generation_after(uint32_t generation)
+int fdstash_load_hold_writes(fdstash_load *load, int hold, int64_t timeout_ns)
 {
-    return generation < BLOCK_UNKNOWN - 1 ? generation + 1 : 1;
-}
-
-static uint64_t offset_of(const struct fdstash_load *load, uint64_t block)
-{
-    return load->plan.offset + block * load->plan.block;
+    struct timespec until = at_ns(now_ns() + timeout_ns);
+    int rc = 0;
+    atomic_store(&load->writes_held, hold != 0);
+    pthread_mutex_lock(&load->lock);
+    while (hold && rc == 0 && atomic_load(&load->writing) > 0)
+        rc = pthread_cond_timedwait(&load->written, &load->lock, &until);
+    pthread_mutex_unlock(&load->lock);
+    return -rc;
 }
 
 /* --------------------------------------------------------------- requests -- */
@@ -191,6 +179,12 @@ static int is_over(const struct fdstash_load *load, int64_t now)
     return plan->runtime_ns > 0 && now - load->totals.started_ns >= plan->runtime_ns;
 }
 
+static int is_leaving(const struct fdstash_load *load)
+{
+    /* Acquire: the queue to go on with was made before. */
+    return atomic_load_explicit(&load->leaving, memory_order_acquire);
+}
+
 static int64_t due(const struct fdstash_load *load, int64_t now)
 {
     if (load->plan.interval_ns == 0)
@@ -198,158 +192,170 @@ static int64_t due(const struct fdstash_load *load, int64_t now)
     return load->totals.started_ns + (int64_t)load->made * load->plan.interval_ns;
 }
 
+static void forget_busy(struct fdstash_load *load, const struct load_slot *slot)
+{
+    if (load->plan.generations && slot->kind != FDSTASH_LOAD_FLUSHES)
+        load->plan.generations[slot->block] &= ~(uint32_t)LOAD_BLOCK_BUSY;
+}
+
+/* Gives the slot's request to the queue, or takes back what was done for it. */
+static int submit(struct fdstash_load *load, struct load_slot *slot, int64_t now)
+{
+    static const uint32_t operations[] = {FDSTASH_OP_READ, FDSTASH_OP_WRITE, FDSTASH_OP_FLUSH};
+    fdstash_request request = {.operation = operations[slot->kind]};
+    if (slot->kind != FDSTASH_LOAD_FLUSHES) {
+        request.buffer = slot->buffer;
+        request.length = load_length(load, slot->block);
+        request.offset = load_offset(load, slot->block);
+        request.flags = slot->kind == FDSTASH_LOAD_WRITES ? load->plan.flags : 0;
+    }
+    int id = fdstash_queue_add(load->queue, &request);
+    if (id < 0) {
+        forget_busy(load, slot);
+        end_writes(load, slot->kind == FDSTASH_LOAD_WRITES);
+        return 0;
+    }
+    load->by_id[id] = slot;
+    slot->begun = now;
+    slot->wrong = 0;
+    load->running++;
+    load->made += slot->kind != FDSTASH_LOAD_FLUSHES;
+    load->since_flush += slot->kind == FDSTASH_LOAD_WRITES;
+    return 1;
+}
+
+static int chooses_write(struct fdstash_load *load)
+{
+    uint32_t percent = load->plan.read_percent;
+    return percent < 100 && (percent == 0 || (load_random(load) >> 32) % 100 >= percent);
+}
+
+/* What the slot is to do; 0: there is nothing. */
+static int choose(struct fdstash_load *load, struct load_slot *slot)
+{
+    const fdstash_load_plan *plan = &load->plan;
+    slot->then_write = 0;
+    if (plan->flush_every > 0 && load->since_flush >= plan->flush_every) {
+        load->since_flush = 0;
+        slot->kind = FDSTASH_LOAD_FLUSHES;
+        return 1;
+    }
+    slot->kind = FDSTASH_LOAD_READS;
+    slot->block = load_idle_block(load);
+    if (slot->block == UINT64_MAX)
+        return 0;
+    slot->buffer = slot->memory + load_skew(load, slot->block);
+    if (!chooses_write(load) || !load_is_writable(load, slot->block))
+        return 1;
+    if (plan->baseline) {
+        slot->then_write = 1;
+    } else if (may_write(load)) {
+        slot->kind = FDSTASH_LOAD_WRITES;
+        if (plan->generations)
+            load_fill(load, slot);
+    }
+    return 1;
+}
+
 /* Whether one was begun. */
 static int begin(struct fdstash_load *load, int64_t now)
 {
     struct load_slot *slot = load->free_slots;
-    uint64_t block = slot ? idle_block(load) : UINT64_MAX;
-    if (block == UINT64_MAX)
+    if (!slot || !choose(load, slot))
         return 0;
-    const fdstash_load_plan *plan = &load->plan;
-    slot->write =
-        plan->read_percent < 100 &&
-        (plan->read_percent == 0 || (next_random(load) >> 32) % 100 >= plan->read_percent);
-    fdstash_request request = {slot->memory, plan->block, offset_of(load, block),
-                               slot->write ? FDSTASH_OP_WRITE : FDSTASH_OP_READ,
-                               slot->write ? plan->flags : 0};
-    if (slot->write && plan->generations) {
-        uint32_t last = generation_of(load, block);
-        last = last == (uint32_t)BLOCK_UNKNOWN ? 0 : last;
-        stamp_fill(slot->memory, plan->block, request.offset, generation_after(last));
-    }
-    int id = fdstash_queue_add(load->queue, &request);
-    if (id < 0) {
-        if (plan->generations)
-            plan->generations[block] &= ~(uint32_t)BLOCK_BUSY;
+    slot->due = slot->kind == FDSTASH_LOAD_FLUSHES ? now : due(load, now);
+    if (!submit(load, slot, now))
         return 0;
-    }
     load->free_slots = slot->next;
-    load->by_id[id] = slot;
-    slot->block = block;
-    slot->due = due(load, now);
-    slot->begun = now;
-    slot->wrong = 0;
-    load->made++;
-    load->running++;
     return 1;
 }
 
-/* Under the lock: what was begun may be marked from now on. */
-static void publish(struct fdstash_load *load, const struct load_slot *from,
-                    const struct load_slot *until)
+/* The writes of what was read; what cannot begin now is dropped. */
+static void begin_writes(struct fdstash_load *load, int64_t now)
 {
-    for (; from != until; from = from->next)
-        load->in_flight[from - load->slots] = 1;
+    struct load_slot *slot;
+    while ((slot = load->to_write)) {
+        load->to_write = slot->next;
+        slot->next = NULL;
+        slot->due = now;
+        if (!is_over(load, now) && !is_leaving(load) && may_write(load)) {
+            slot->kind = FDSTASH_LOAD_WRITES;
+            if (submit(load, slot, now)) {
+                pthread_mutex_lock(&load->lock);
+                load_publish(load, slot, NULL);
+                load->totals.in_flight = load->running;
+                pthread_mutex_unlock(&load->lock);
+                continue;
+            }
+        } else {
+            forget_busy(load, slot);
+        }
+        slot->next = load->free_slots;
+        load->free_slots = slot;
+    }
 }
 
 static void begin_all(struct fdstash_load *load, int64_t now)
 {
+    begin_writes(load, now);
     const struct load_slot *first = load->free_slots;
-    while (!is_over(load, now) && due(load, now) <= now && begin(load, now))
+    while (!is_over(load, now) && !is_leaving(load) && now >= load->paused_until &&
+           due(load, now) <= now && begin(load, now))
         ;
     if (first == load->free_slots)
         return;
     /* The slots of the new ones still hang together as they did when they were free. */
     pthread_mutex_lock(&load->lock);
-    publish(load, first, load->free_slots);
+    load_publish(load, first, load->free_slots);
     load->totals.in_flight = load->running;
     pthread_mutex_unlock(&load->lock);
 }
 
 /* ------------------------------------------------------------ completions -- */
 
-/* What a completion means for the content; without the lock. */
-static void check_content(struct fdstash_load *load, struct load_slot *slot, int64_t result)
+/* What they mean for the content, without the lock. Returns how many were writes. */
+static uint32_t digest(struct fdstash_load *load, int count)
 {
-    const fdstash_load_plan *plan = &load->plan;
-    uint32_t last = generation_of(load, slot->block), now = last;
-    uint64_t offset = offset_of(load, slot->block);
-    if (slot->write) {
-        uint32_t before = last == (uint32_t)BLOCK_UNKNOWN ? 0 : last;
-        now = result == (int64_t)plan->block ? generation_after(before) : (uint32_t)BLOCK_UNKNOWN;
-    } else if (result == (int64_t)plan->block && last != (uint32_t)BLOCK_UNKNOWN) {
-        slot->wrong = !stamp_holds(slot->memory, plan->block, offset, last);
+    uint32_t writes = 0;
+    for (int i = 0; i < count; i++) {
+        struct load_slot *slot = load->by_id[load->done[i].id];
+        writes += slot->kind == FDSTASH_LOAD_WRITES;
+        if (load->plan.generations && slot->kind != FDSTASH_LOAD_FLUSHES)
+            load_check(load, slot, load->done[i].result);
     }
-    plan->generations[slot->block] = now;
+    return writes;
 }
 
-static void halve_intervals(struct fdstash_load *load)
+/* A slot whose request was counted is free, or writes what it has read. */
+static void pass_on(struct fdstash_load *load, struct load_slot *slot)
 {
-    for (int i = 0; i < FDSTASH_LOAD_INTERVALS; i += 2) {
-        fdstash_load_interval a = load->intervals[i], b = load->intervals[i + 1];
-        fdstash_load_interval both = {a.count + b.count, a.sum_ns + b.sum_ns,
-                                      a.max_ns > b.max_ns ? a.max_ns : b.max_ns};
-        load->intervals[i / 2] = both;
+    struct load_slot **list = &load->free_slots;
+    if (slot->kind == FDSTASH_LOAD_READS && slot->then_write && !slot->wrong) {
+        load->plan.generations[slot->block] |= (uint32_t)LOAD_BLOCK_BUSY;
+        list = &load->to_write;
     }
-    memset(load->intervals + FDSTASH_LOAD_INTERVALS / 2, 0, sizeof(load->intervals) / 2);
-    load->width_ns *= 2;
-}
-
-static void record_interval(struct fdstash_load *load, int64_t now, uint64_t took)
-{
-    int64_t since = now - load->totals.started_ns;
-    while (since / load->width_ns >= FDSTASH_LOAD_INTERVALS)
-        halve_intervals(load);
-    int index = (int)(since / load->width_ns);
-    fdstash_load_interval *interval = &load->intervals[index];
-    interval->count++;
-    interval->sum_ns += took;
-    if (took > interval->max_ns)
-        interval->max_ns = took;
-    load->interval_count = index + 1;
-}
-
-static void record_marks(struct fdstash_load *load, struct load_slot *slot, uint64_t took)
-{
-    for (int placebo = 0; placebo < 2; placebo++) {
-        for (; slot->marks[placebo] > 0; slot->marks[placebo]--)
-            histogram_record(&load->times[FDSTASH_LOAD_MARKED + placebo], took);
-    }
-}
-
-/* Under the lock. */
-static void record(struct fdstash_load *load, struct load_slot *slot, int64_t result, int64_t now)
-{
-    fdstash_load_totals *totals = &load->totals;
-    uint64_t offset = offset_of(load, slot->block);
-    uint64_t took = (uint64_t)(now - slot->begun), since_due = (uint64_t)(now - slot->due);
-    load->in_flight[slot - load->slots] = 0;
-    if (slot->marks[0] | slot->marks[1])
-        record_marks(load, slot, took);
-    totals->requests[slot->write]++;
-    if (result != (int64_t)load->plan.block) {
-        if (totals->failed++ == 0) {
-            totals->error = result < 0 ? result : -EIO;
-            totals->failed_offset = offset;
-        }
-        return;
-    }
-    totals->bytes[slot->write] += (uint64_t)result;
-    if (slot->wrong && totals->wrong++ == 0)
-        totals->wrong_offset = offset;
-    histogram_record(&load->times[FDSTASH_LOAD_READ_DUE + slot->write], since_due);
-    if (load->plan.interval_ns > 0)
-        histogram_record(&load->times[FDSTASH_LOAD_READ + slot->write], took);
-    record_interval(load, now, since_due);
+    slot->next = *list;
+    *list = slot;
 }
 
 static void finish_all(struct fdstash_load *load, int count)
 {
-    if (load->plan.generations)
-        for (int i = 0; i < count; i++)
-            check_content(load, load->by_id[load->done[i].id], load->done[i].result);
+    uint32_t writes = digest(load, count);
     int64_t now = now_ns();
     pthread_mutex_lock(&load->lock);
     for (int i = 0; i < count; i++) {
         struct load_slot *slot = load->by_id[load->done[i].id];
-        record(load, slot, load->done[i].result, now);
-        slot->next = load->free_slots;
-        load->free_slots = slot;
+        if (!load_record(load, slot, load->done[i].result, now)) {
+            load->paused_until = now + load->plan.pause_ns;
+            slot->then_write = 0;
+        }
+        pass_on(load, slot);
     }
     load->running -= (uint32_t)count;
     load->totals.in_flight = load->running;
     load->totals.ended_ns = now;
     pthread_mutex_unlock(&load->lock);
+    end_writes(load, writes);
 }
 
 /* ---------------------------------------------------------------- running -- */
@@ -357,7 +363,7 @@ static void finish_all(struct fdstash_load *load, int count)
 /* With nothing in flight, until the next is due. */
 static int sleep_until(int64_t when)
 {
-    struct timespec at = {when / 1000000000, when % 1000000000};
+    struct timespec at = at_ns(when);
     return -clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL);
 }
 
@@ -368,6 +374,17 @@ static void start(struct fdstash_load *load, int64_t now)
     pthread_mutex_unlock(&load->lock);
 }
 
+/* When to look again, if nothing completes: when the next may begin, else at `until`. */
+static int64_t wake_at(const struct fdstash_load *load, int64_t now, int64_t until)
+{
+    if (!load->free_slots || is_over(load, now))
+        return until;
+    int64_t next = due(load, now);
+    if (next < load->paused_until)
+        next = load->paused_until;
+    return next > now && next < until ? next : until;
+}
+
 int fdstash_load_run(fdstash_load *load, int64_t slice_ns)
 {
     int64_t now = now_ns(), until = now + slice_ns;
@@ -375,12 +392,11 @@ int fdstash_load_run(fdstash_load *load, int64_t slice_ns)
         start(load, now);
     for (;; now = now_ns()) {
         begin_all(load, now);
-        int over = is_over(load, now);
-        if (over && load->running == 0)
-            return 0;
-        int64_t wake = until;
-        if (!over && load->plan.interval_ns > 0 && load->free_slots && due(load, now) < until)
-            wake = due(load, now);
+        if (load->running == 0 && is_over(load, now))
+            return FDSTASH_LOAD_ENDED;
+        if (load->running == 0 && is_leaving(load))
+            return FDSTASH_LOAD_LEFT;
+        int64_t wake = wake_at(load, now, until);
         int rc;
         if (load->running == 0)
             rc = sleep_until(wake);
@@ -392,63 +408,6 @@ int fdstash_load_run(fdstash_load *load, int64_t slice_ns)
         if (load->running > 0 && rc > 0)
             finish_all(load, rc);
         if (now >= until)
-            return 1;
+            return FDSTASH_LOAD_GOES_ON;
     }
-}
-
-/* --------------------------------------------------------------- looking -- */
-
-int fdstash_load_mark(fdstash_load *load, int placebo)
-{
-    int count = 0;
-    pthread_mutex_lock(&load->lock);
-    for (uint32_t i = 0; i < load->plan.depth; i++) {
-        if (load->in_flight[i]) {
-            load->slots[i].marks[placebo != 0]++;
-            count++;
-        }
-    }
-    pthread_mutex_unlock(&load->lock);
-    return count;
-}
-
-void fdstash_load_report(fdstash_load *load, fdstash_load_totals *totals)
-{
-    pthread_mutex_lock(&load->lock);
-    *totals = load->totals;
-    pthread_mutex_unlock(&load->lock);
-}
-
-void fdstash_load_histogram(fdstash_load *load, uint32_t times, uint64_t *counters,
-                            uint64_t *max_ns, uint64_t *sum_ns)
-{
-    /* Without a rate each request is due when it begins. */
-    if (load->plan.interval_ns == 0 && (times == FDSTASH_LOAD_READ || times == FDSTASH_LOAD_WRITE))
-        times -= FDSTASH_LOAD_READ;
-    const struct histogram *histogram = &load->times[times < TIMES ? times : 0];
-    pthread_mutex_lock(&load->lock);
-    memcpy(counters, histogram->counters, sizeof(histogram->counters));
-    *max_ns = histogram->max;
-    *sum_ns = histogram->sum;
-    pthread_mutex_unlock(&load->lock);
-}
-
-int fdstash_load_intervals(fdstash_load *load, fdstash_load_interval *out, int64_t *width_ns)
-{
-    pthread_mutex_lock(&load->lock);
-    int count = load->interval_count;
-    memcpy(out, load->intervals, (size_t)count * sizeof(*out));
-    *width_ns = load->width_ns;
-    pthread_mutex_unlock(&load->lock);
-    return count;
-}
-
-uint32_t fdstash_load_counter(uint64_t value_ns)
-{
-    return histogram_counter(value_ns);
-}
-
-uint64_t fdstash_load_lowest(uint32_t counter)
-{
-    return histogram_lowest(counter);
 }

@@ -162,6 +162,8 @@ int fdstash_queue_drain(fdstash_queue *queue)
     if (rc < 0)
         return rc;
     rc = drain(queue);
+    if (rc == 0)
+        queue_lose_ring(queue);
     queue_leave(queue);
     return rc;
 }
@@ -173,6 +175,7 @@ void fdstash_queue_free(fdstash_queue *queue)
         return;
     fdstash_queue_stop(queue);
     pthread_mutex_lock(&queue->lock);
+    queue_lose_ring_of_another(queue);
     while (drain(queue) < 0)
         ;
     pthread_mutex_unlock(&queue->lock);
@@ -200,13 +203,16 @@ int queue_enter(struct fdstash_queue *queue)
     if (atomic_exchange_explicit(&queue->busy, 1, memory_order_acquire))
         return -EBUSY;
     pthread_mutex_lock(&queue->lock);
+    queue_lose_ring_of_another(queue);
     return 0;
 }
 
 void queue_leave(struct fdstash_queue *queue)
 {
-    if (queue->ring && ring_prepared(queue->ring))
+    if (queue->ring && ring_prepared(queue->ring)) {
         ring_submit(queue->ring);
+        queue_lose_useless_ring(queue);
+    }
     if (queue->told && queue->done.first)
         queue_tell(queue);
     pthread_mutex_unlock(&queue->lock);

@@ -27,6 +27,7 @@ struct queue_piece {
     uint64_t length, offset; /* in the file */
     struct range range;
     int ranged;               /* the range is held */
+    int in_ring;              /* it is the ring's */
     int64_t result;           /* of a worker: bytes, or -errno */
     struct queue_piece *next; /* free, or finished by a worker */
 };
@@ -64,29 +65,37 @@ struct slot_list {
     struct queue_slot *first, *last;
 };
 
+/* A ring that could not be used any more, and the pieces that it had. */
+struct lost_ring {
+    struct job job;
+    struct ring *ring;
+    struct queue_piece *pieces;
+};
+
 struct fdstash_queue {
     fdstash_image *image;
     uint32_t depth;
-    uint32_t engine;        /* of what waits: io_uring, threads or sync */
-    int at_once;            /* cached data is moved in submit */
-    int bound;              /* FDSTASH_QUEUE_BOUND */
-    int processors;         /* that the process may run on */
-    uint64_t epoch;         /* of the process that made it */
-    _Atomic int busy;       /* a thread is in one of the owner's calls */
-    _Atomic uint32_t taken; /* requests taken up and not collected */
+    _Atomic uint32_t engine; /* of what waits: io_uring, threads or sync */
+    int at_once;             /* cached data is moved in submit */
+    int bound;               /* FDSTASH_QUEUE_BOUND */
+    int processors;          /* that the process may run on */
+    uint64_t epoch;          /* of the process that made it */
+    _Atomic int busy;        /* a thread is in one of the owner's calls */
+    _Atomic uint32_t taken;  /* requests taken up and not collected */
 
     pthread_mutex_t lock; /* of all below; never held while waiting */
     struct pump pump;
     struct gate_listener listener;
     uint64_t changes;        /* hostfile_changes when the ring last forgot its files */
-    struct ring *ring;       /* or NULL */
+    struct ring *ring;       /* or NULL: there is none, or it was lost */
     unsigned in_ring;        /* pieces that are the ring's */
     struct workers *movers;  /* of pieces, zero and trim: nothing there waits at the gate */
     struct workers *flusher; /* a flush may wait at the gate */
-    unsigned with_workers;   /* pieces and slots that are with workers */
-    unsigned with_driver;    /* slots that are for the driver */
-    int sleeping;            /* the owner waits, and will look by itself */
-    int lending;             /* it is a pump that runs: the ring's submission side is the owner's */
+    struct lost_ring lost;
+    unsigned with_workers; /* pieces and slots that are with workers */
+    unsigned with_driver;  /* slots that are for the driver */
+    int sleeping;          /* the owner waits, and will look by itself */
+    int lending;           /* it is a pump that runs: the ring's submission side is the owner's */
     struct slot_list added, held, done;
     struct queue_slot *free_slots;
     struct queue_piece *free_pieces;
@@ -144,6 +153,8 @@ void queue_start_all(struct fdstash_queue *queue);
 void queue_refresh(struct fdstash_queue *queue);
 /* Looks what became of what was given away. */
 void queue_reap(struct fdstash_queue *queue);
+/* Only what a ring has done. */
+void queue_reap_ring(struct fdstash_queue *queue, struct ring *ring);
 /* Sleeps, without the lock, until something may have become of it: 0, -ETIMEDOUT,
  * -EINTR; -FDSTASH_NEEDS: a request waits for a driver that nobody has begun. */
 int queue_sleep(struct fdstash_queue *queue, int64_t timeout_ns);
@@ -169,6 +180,19 @@ void slot_finish(struct fdstash_queue *queue, struct queue_slot *slot);
 void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece);
 /* To a worker, which waits for whatever is to be waited for. */
 void piece_to_worker(struct fdstash_queue *queue, struct queue_piece *piece);
+/* What the worker does, on any thread. */
+void piece_run(struct queue_piece *piece);
+void piece_release_range(struct queue_piece *piece);
+
+/* ---- without the ring (queue_lost.c) ---- */
+
+/* Goes on without the ring, if there is one: a worker waits until the kernel has let go of
+ * the ring's pieces, and does them again. */
+void queue_lose_ring(struct fdstash_queue *queue);
+/* The same if the kernel refuses it, or the thread has ended that it is bound to. */
+void queue_lose_useless_ring(struct fdstash_queue *queue);
+/* The same if it is bound to another thread than the caller's, which may not use it. */
+void queue_lose_ring_of_another(struct fdstash_queue *queue);
 
 /* ---- the driver's side (queue_driver.c) ---- */
 

@@ -63,7 +63,8 @@ int fdstash_queue_next(fdstash_queue *queue, int64_t timeout_ns, fdstash_request
     if (queue->epoch != owned_epoch())
         return -ESHUTDOWN;
     pthread_mutex_lock(&queue->driver_lock);
-    queue->driver_known = 1;
+    /* Who looks and goes away serves what is there, and nothing that comes later. */
+    queue->driver_known |= timeout_ns != 0;
     while (rc == 0 && !queue->driver_stopped && !slot) {
         slot = slot_pop(&queue->driver);
         if (!slot && timeout_ns < 0)

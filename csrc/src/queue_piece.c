@@ -39,9 +39,8 @@ static int64_t move(struct queue_piece *piece)
                : hostfile_readv(piece->file, &at, piece->length, piece->offset);
 }
 
-static void run_piece(struct job *job)
+void piece_run(struct queue_piece *piece)
 {
-    struct queue_piece *piece = (struct queue_piece *)job;
     struct fdstash_queue *queue = piece->slot->queue;
     piece->result = move(piece);
     pthread_mutex_lock(&queue->finished_lock);
@@ -51,13 +50,22 @@ static void run_piece(struct job *job)
     queue_tell(queue);
 }
 
+static void run_job(struct job *job)
+{
+    piece_run((struct queue_piece *)job);
+}
+
+void piece_release_range(struct queue_piece *piece)
+{
+    if (piece->ranged)
+        range_release(&piece->file->ranges, &piece->range);
+    piece->ranged = 0;
+}
+
 void piece_to_worker(struct fdstash_queue *queue, struct queue_piece *piece)
 {
-    if (piece->ranged) {
-        range_release(&piece->file->ranges, &piece->range);
-        piece->ranged = 0;
-    }
-    piece->job.run = run_piece;
+    piece_release_range(piece);
+    piece->job.run = run_job;
     queue->with_workers++;
     workers_give(queue->movers, &piece->job);
 }
@@ -161,8 +169,10 @@ void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
         queue_refresh(queue);
     struct ring_request request = {piece->memory,     piece->length,   piece->offset,
                                    piece->file->slot, is_write(piece), rwf_flags(piece)};
-    if (!queue->ring || queue->lending || ring_prepare(queue->ring, &request, piece) < 0)
+    if (!queue->ring || queue->lending || ring_prepare(queue->ring, &request, piece) < 0) {
         piece_to_worker(queue, piece);
-    else
+    } else {
+        piece->in_ring = 1;
         queue->in_ring++;
+    }
 }

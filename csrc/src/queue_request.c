@@ -122,8 +122,7 @@ void piece_done(struct fdstash_queue *queue, struct queue_piece *piece, int64_t 
     if (piece->ranged) {
         if (result < 0 || !slot->write.durable)
             atomic_store(&piece->file->dirty, 1);
-        range_release(&piece->file->ranges, &piece->range);
-        piece->ranged = 0;
+        piece_release_range(piece);
     }
     if (!by_worker && result != (int64_t)piece->length && may_try_again(result)) {
         uint64_t moved = result > 0 ? (uint64_t)result : 0;

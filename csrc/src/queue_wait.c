@@ -80,26 +80,36 @@ void queue_refresh(struct fdstash_queue *queue)
     }
 }
 
-void queue_reap(struct fdstash_queue *queue)
+void queue_reap_ring(struct fdstash_queue *queue, struct ring *ring)
 {
     struct ring_done done[REAP_BATCH];
     unsigned count = REAP_BATCH;
     while (queue->in_ring > 0 && count == REAP_BATCH) {
-        count = ring_reap(queue->ring, !(queue->lending && queue->bound), done, REAP_BATCH);
+        count = ring_reap(ring, done, REAP_BATCH);
         queue->in_ring -= count;
-        for (unsigned i = 0; i < count; i++)
-            piece_done(queue, done[i].cookie, done[i].result, 0);
+        for (unsigned i = 0; i < count; i++) {
+            struct queue_piece *piece = done[i].cookie;
+            piece->in_ring = 0;
+            piece_done(queue, piece, done[i].result, 0);
+        }
+    }
+}
+
+void queue_reap(struct fdstash_queue *queue)
+{
+    if (queue->ring) {
+        queue_reap_ring(queue, queue->ring);
+        queue_lose_useless_ring(queue);
     }
     if (queue->with_workers + queue->with_driver > 0)
         reap_finished(queue);
 }
 
-static int poll_for(struct fdstash_queue *queue, int with_ring, int64_t timeout_ns)
+static int poll_for(struct fdstash_queue *queue, int64_t timeout_ns)
 {
-    struct pollfd fds[2] = {{queue->event_fd, POLLIN, 0},
-                            {with_ring ? ring_fd(queue->ring) : -1, POLLIN, 0}};
+    struct pollfd event = {queue->event_fd, POLLIN, 0};
     struct timespec limit = {timeout_ns / 1000000000, timeout_ns % 1000000000};
-    int rc = ppoll(fds, 2, timeout_ns < 0 ? NULL : &limit, NULL);
+    int rc = ppoll(&event, 1, timeout_ns < 0 ? NULL : &limit, NULL);
     if (rc < 0)
         return -errno;
     return rc == 0 ? -ETIMEDOUT : 0;
@@ -120,15 +130,15 @@ int queue_sleep(struct fdstash_queue *queue, int64_t timeout_ns)
     int rc = 0;
     if (queue_lacks_driver(queue))
         return -FDSTASH_NEEDS;
-    if (others && in_ring)
-        ring_submit(queue->ring);
     queue->sleeping = 1;
     atomic_store(&queue->listening, 1);
     pthread_mutex_unlock(&queue->lock);
-    if (!others && in_ring)
-        rc = ring_wait(queue->ring, timeout_ns);
-    else if (!has_finished(queue))
-        rc = poll_for(queue, in_ring, timeout_ns);
+    if (others && has_finished(queue))
+        rc = 0;
+    else if (in_ring)
+        rc = ring_wait(queue->ring, others ? queue->event_fd : -1, timeout_ns);
+    else
+        rc = poll_for(queue, timeout_ns);
     pthread_mutex_lock(&queue->lock);
     queue->sleeping = 0;
     atomic_store(&queue->listening, queue->told);
@@ -195,14 +205,21 @@ int fdstash_queue_fd(fdstash_queue *queue)
 {
     if (queue->epoch != owned_epoch())
         return -ESHUTDOWN;
+    int rc = 0;
     pthread_mutex_lock(&queue->lock);
     if (!queue->told) {
-        queue->told = 1;
-        atomic_store(&queue->listening, 1);
         if (queue->ring)
-            ring_tell(queue->ring, queue->event_fd);
-        eventfd_write(queue->event_fd, 1);
+            rc = ring_tell(queue->ring, queue->event_fd);
+        if (rc < 0 && !queue->sleeping) {
+            queue_lose_ring(queue);
+            rc = 0;
+        }
+        if (rc == 0) {
+            queue->told = 1;
+            atomic_store(&queue->listening, 1);
+            eventfd_write(queue->event_fd, 1);
+        }
     }
     pthread_mutex_unlock(&queue->lock);
-    return queue->event_fd;
+    return rc < 0 ? rc : queue->event_fd;
 }

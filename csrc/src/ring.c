@@ -2,16 +2,23 @@
 #include "ring.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include <liburing.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "owned.h"
+#include "thread_life.h"
 
 /* Files with higher numbers are looked up by each request. */
 enum { MOST_FILES = 1024 };
+
+/* How often a call is made again that failed for want of something, and how long after. */
+enum { MOST_TRIES = 10, PAUSE_NS = 100000 };
 
 struct ring {
     struct io_uring uring;
@@ -22,6 +29,10 @@ struct ring {
     uint64_t pinned_length;
     unsigned flags; /* IORING_SETUP_* that were accepted */
     int started;    /* a bound ring begins disabled, for the thread that submits first */
+    int refused;
+    int watching;               /* a poll of an eventfd is in flight; its cookie is the ring */
+    struct thread_life *thread; /* that a bound ring is of, once started */
+    int gone_fd;                /* of a pipe that ends when the kernel has freed the ring */
 };
 
 /* Asked for all at first; each was added by some kernel, newest first here, and is
@@ -37,7 +48,7 @@ static unsigned wanted_flags(int bound)
     unsigned flags = IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL;
     if (bound)
         return flags | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-               IORING_SETUP_R_DISABLED;
+               IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_R_DISABLED;
     return flags | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
 }
 
@@ -58,8 +69,46 @@ static int set_up(struct ring *ring, unsigned entries, unsigned wanted)
             return rc;
         wanted &= ~optional_flags[next];
         if (optional_flags[next] == IORING_SETUP_DEFER_TASKRUN)
-            wanted |= IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
+            wanted |= IORING_SETUP_COOP_TASKRUN;
     }
+}
+
+/* The kernel frees a ring some time after it was closed, and until then it may write to
+ * the memory of requests. One end of a pipe is a file of the ring alone, and the other one
+ * tells when that was closed. */
+static int register_files(struct ring *ring)
+{
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        return -errno;
+    int rc = io_uring_register_files_sparse(&ring->uring, MOST_FILES + 1);
+    if (rc == 0) {
+        rc = io_uring_register_files_update(&ring->uring, MOST_FILES, &ends[1], 1);
+        ring->most_files = MOST_FILES;
+        rc = rc == 1 ? 0 : rc < 0 ? rc : -EIO;
+    } else {
+        rc = io_uring_register_files(&ring->uring, &ends[1], 1);
+    }
+    close(ends[1]);
+    ring->gone_fd = owned_register(ends[0]);
+    return rc < 0 ? rc : ring->gone_fd < 0 ? ring->gone_fd : 0;
+}
+
+static int make(struct ring *ring, unsigned entries, int bound)
+{
+    int rc = set_up(ring, entries, wanted_flags(bound));
+    if (rc < 0)
+        return rc;
+    int fd = owned_register(ring->uring.ring_fd);
+    ring->uring.ring_fd = ring->uring.enter_ring_fd = fd < 0 ? -1 : fd;
+    ring->started = !(ring->flags & IORING_SETUP_R_DISABLED);
+    rc = fd < 0 ? fd : register_files(ring);
+    /* A child that had it mapped would keep it from being freed. */
+    if (rc == 0)
+        rc = io_uring_ring_dontfork(&ring->uring);
+    if (rc < 0)
+        ring_free(ring);
+    return rc;
 }
 
 int ring_new(unsigned entries, int bound, struct ring **out)
@@ -67,23 +116,28 @@ int ring_new(unsigned entries, int bound, struct ring **out)
     struct ring *ring = calloc(1, sizeof(*ring));
     if (!ring)
         return -ENOMEM;
-    int rc = set_up(ring, entries, wanted_flags(bound));
-    if (rc < 0) {
-        free(ring);
-        return rc;
-    }
-    int fd = owned_register(ring->uring.ring_fd);
-    ring->uring.ring_fd = ring->uring.enter_ring_fd = fd;
-    if (fd < 0) {
-        io_uring_queue_exit(&ring->uring);
-        free(ring);
-        return fd;
-    }
-    ring->started = !(ring->flags & IORING_SETUP_R_DISABLED);
-    if (io_uring_register_files_sparse(&ring->uring, MOST_FILES) == 0)
-        ring->most_files = MOST_FILES;
-    *out = ring;
-    return 0;
+    ring->gone_fd = -1;
+    owned_hold_fork();
+    int rc = make(ring, entries, bound);
+    owned_allow_fork();
+    if (rc == 0)
+        *out = ring;
+    return rc;
+}
+
+static void close_ring(struct ring *ring)
+{
+    owned_close(ring->uring.ring_fd, 0);
+    /* What is left for liburing to do is to unmap. */
+    ring->uring.ring_fd = ring->uring.enter_ring_fd = -1;
+    io_uring_queue_exit(&ring->uring);
+}
+
+static void free_rest(struct ring *ring)
+{
+    owned_close(ring->gone_fd, 0);
+    thread_life_drop(ring->thread);
+    free(ring);
 }
 
 void ring_free(struct ring *ring)
@@ -93,33 +147,68 @@ void ring_free(struct ring *ring)
     /* The kernel lets go of a ring's files when it comes to it, but of these at once. */
     if (ring->files)
         io_uring_unregister_files(&ring->uring);
-    owned_close(ring->uring.ring_fd, 1);
-    /* What is left for liburing to do is to unmap. */
-    ring->uring.ring_fd = ring->uring.enter_ring_fd = -1;
-    io_uring_queue_exit(&ring->uring);
-    free(ring);
+    close_ring(ring);
+    free_rest(ring);
+}
+
+void ring_abandon(struct ring *ring)
+{
+    struct pollfd gone = {ring->gone_fd, POLLIN, 0};
+    close_ring(ring);
+    while (poll(&gone, 1, -1) < 0 && errno == EINTR)
+        ;
+    free_rest(ring);
+}
+
+int ring_is_refused(const struct ring *ring)
+{
+    return ring->refused;
+}
+
+int ring_is_of_another(const struct ring *ring)
+{
+    return ring->thread && !thread_life_is_mine(ring->thread);
+}
+
+int ring_is_orphaned(const struct ring *ring)
+{
+    return ring->thread && thread_life_is_over(ring->thread);
+}
+
+/* Whether a call of the kernel that failed is to be made again; else the ring is refused. */
+static int may_try_again(struct ring *ring, int error, int tries)
+{
+    struct timespec pause = {0, PAUSE_NS};
+    if (error == -EINTR)
+        return 1;
+    if ((error != -EAGAIN && error != -EBUSY && error != -ENOMEM) || tries >= MOST_TRIES) {
+        ring->refused = 1;
+        return 0;
+    }
+    nanosleep(&pause, NULL);
+    return 1;
 }
 
 static void start(struct ring *ring)
 {
-    if (!ring->started) {
-        /* liburing 2.3 declares a call for this, but does not export it. */
-        syscall(__NR_io_uring_register, ring->uring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
-        ring->started = 1;
-    }
+    if (ring->started)
+        return;
+    ring->started = 1;
+    ring->thread = thread_life_take();
+    /* liburing 2.3 declares a call for this, but does not export it. */
+    if (!ring->thread || syscall(__NR_io_uring_register, ring->uring.ring_fd,
+                                 IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0)
+        ring->refused = 1;
 }
 
-int ring_submit(struct ring *ring)
+void ring_submit(struct ring *ring)
 {
-    int rc = 0;
     start(ring);
-    /* -EBUSY and -EAGAIN: until completions are reaped, or for want of memory. */
-    while (rc >= 0 && io_uring_sq_ready(&ring->uring) > 0) {
-        rc = io_uring_submit(&ring->uring);
-        if (rc == -EINTR)
-            rc = 0;
+    for (int tries = 0; !ring->refused && io_uring_sq_ready(&ring->uring) > 0; tries++) {
+        int rc = io_uring_submit(&ring->uring);
+        if (rc < 0 && !may_try_again(ring, rc, tries))
+            return;
     }
-    return rc < 0 ? rc : 0;
 }
 
 /* Whether the file can be named by its place in the ring's table, which is its number.
@@ -147,7 +236,8 @@ void ring_forget_files(struct ring *ring)
     for (unsigned i = 0; i < ring->most_files && ring->files > 0; i++) {
         if (!ring->known[i])
             continue;
-        io_uring_register_files_update(&ring->uring, i, &none, 1);
+        if (io_uring_register_files_update(&ring->uring, i, &none, 1) != 1)
+            ring->refused = 1;
         ring->known[i] = 0;
         ring->files--;
     }
@@ -187,15 +277,20 @@ static void prepare(struct io_uring_sqe *sqe, const struct ring_request *request
     sqe->rw_flags = request->rwf_flags;
 }
 
+static struct io_uring_sqe *next_sqe(struct ring *ring)
+{
+    struct io_uring_sqe *sqe = ring->refused ? NULL : io_uring_get_sqe(&ring->uring);
+    if (sqe || ring->refused)
+        return sqe;
+    ring_submit(ring);
+    return io_uring_get_sqe(&ring->uring);
+}
+
 int ring_prepare(struct ring *ring, const struct ring_request *request, void *cookie)
 {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->uring);
-    if (!sqe) {
-        ring_submit(ring);
-        sqe = io_uring_get_sqe(&ring->uring);
-        if (!sqe)
-            return -EAGAIN;
-    }
+    struct io_uring_sqe *sqe = next_sqe(ring);
+    if (!sqe)
+        return -EAGAIN;
     prepare(sqe, request, ring_has_pinned(ring, request->memory, request->length));
     if (is_registered(ring, request->fd))
         io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
@@ -203,42 +298,74 @@ int ring_prepare(struct ring *ring, const struct ring_request *request, void *co
     return 0;
 }
 
-unsigned ring_reap(struct ring *ring, int may_enter, struct ring_done *out, unsigned capacity)
+/* What the kernel has put off, so that it is among what can be reaped. */
+static void finish_put_off(struct ring *ring)
 {
-    unsigned head, count = 0;
-    struct io_uring_cqe *cqe;
     unsigned put_off = IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW;
-    if (may_enter && ring->started &&
-        (__atomic_load_n(ring->uring.sq.kflags, __ATOMIC_RELAXED) & put_off))
-        io_uring_get_events(&ring->uring);
+    if (!ring->started || ring->refused || ring_is_of_another(ring) ||
+        !(__atomic_load_n(ring->uring.sq.kflags, __ATOMIC_RELAXED) & put_off))
+        return;
+    for (int tries = 0;; tries++) {
+        int rc = io_uring_get_events(&ring->uring);
+        if (rc >= 0 || !may_try_again(ring, rc, tries))
+            return;
+    }
+}
+
+unsigned ring_reap(struct ring *ring, struct ring_done *out, unsigned capacity)
+{
+    unsigned head, seen = 0, count = 0;
+    struct io_uring_cqe *cqe;
+    finish_put_off(ring);
     io_uring_for_each_cqe(&ring->uring, head, cqe)
     {
+        void *cookie = io_uring_cqe_get_data(cqe);
         if (count == capacity)
             break;
-        out[count].cookie = io_uring_cqe_get_data(cqe);
+        seen++;
+        if (cookie == ring) {
+            ring->watching = 0;
+            continue;
+        }
+        out[count].cookie = cookie;
         out[count].result = cqe->res;
         count++;
     }
-    io_uring_cq_advance(&ring->uring, count);
+    io_uring_cq_advance(&ring->uring, seen);
     return count;
 }
 
-int ring_wait(struct ring *ring, int64_t timeout_ns)
+/* A poll of the ring's descriptor would not do: nothing wakes it for what the kernel puts
+ * off until the ring's thread asks. */
+static void watch(struct ring *ring, int event_fd)
+{
+    struct io_uring_sqe *sqe = ring->watching ? NULL : next_sqe(ring);
+    if (!sqe)
+        return;
+    io_uring_prep_poll_add(sqe, event_fd, POLLIN);
+    io_uring_sqe_set_data(sqe, ring);
+    ring->watching = 1;
+}
+
+int ring_wait(struct ring *ring, int event_fd, int64_t timeout_ns)
 {
     struct io_uring_cqe *cqe;
     struct __kernel_timespec limit = {timeout_ns / 1000000000, timeout_ns % 1000000000};
     start(ring);
-    int rc = timeout_ns < 0 ? io_uring_submit_and_wait(&ring->uring, 1)
-                            : io_uring_submit_and_wait_timeout(&ring->uring, &cqe, 1, &limit, NULL);
-    if (rc == -ETIME)
-        return -ETIMEDOUT;
-    /* Busy: there is something to reap. */
-    return rc >= 0 || rc == -EBUSY || rc == -EAGAIN ? 0 : rc;
-}
-
-int ring_fd(const struct ring *ring)
-{
-    return ring->uring.ring_fd;
+    if (event_fd >= 0)
+        watch(ring, event_fd);
+    for (int tries = 0; !ring->refused; tries++) {
+        int rc = timeout_ns < 0
+                     ? io_uring_submit_and_wait(&ring->uring, 1)
+                     : io_uring_submit_and_wait_timeout(&ring->uring, &cqe, 1, &limit, NULL);
+        if (rc == -ETIME)
+            return -ETIMEDOUT;
+        if (rc == -EINTR)
+            return rc;
+        if (rc >= 0 || io_uring_cq_ready(&ring->uring) > 0 || !may_try_again(ring, rc, tries))
+            break;
+    }
+    return 0;
 }
 
 unsigned ring_prepared(const struct ring *ring)

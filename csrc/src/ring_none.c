@@ -16,6 +16,11 @@ void ring_free(struct ring *ring)
     (void)ring;
 }
 
+void ring_abandon(struct ring *ring)
+{
+    (void)ring;
+}
+
 int ring_prepare(struct ring *ring, const struct ring_request *request, void *cookie)
 {
     (void)ring;
@@ -24,10 +29,27 @@ int ring_prepare(struct ring *ring, const struct ring_request *request, void *co
     return -ENOSYS;
 }
 
-int ring_submit(struct ring *ring)
+void ring_submit(struct ring *ring)
 {
     (void)ring;
-    return -ENOSYS;
+}
+
+int ring_is_refused(const struct ring *ring)
+{
+    (void)ring;
+    return 1;
+}
+
+int ring_is_of_another(const struct ring *ring)
+{
+    (void)ring;
+    return 0;
+}
+
+int ring_is_orphaned(const struct ring *ring)
+{
+    (void)ring;
+    return 0;
 }
 
 void ring_forget_files(struct ring *ring)
@@ -51,26 +73,20 @@ int ring_has_pinned(const struct ring *ring, const void *memory, uint64_t length
     return 0;
 }
 
-unsigned ring_reap(struct ring *ring, int may_enter, struct ring_done *out, unsigned capacity)
+unsigned ring_reap(struct ring *ring, struct ring_done *out, unsigned capacity)
 {
     (void)ring;
-    (void)may_enter;
     (void)out;
     (void)capacity;
     return 0;
 }
 
-int ring_wait(struct ring *ring, int64_t timeout_ns)
+int ring_wait(struct ring *ring, int event_fd, int64_t timeout_ns)
 {
     (void)ring;
+    (void)event_fd;
     (void)timeout_ns;
     return -ENOSYS;
-}
-
-int ring_fd(const struct ring *ring)
-{
-    (void)ring;
-    return -1;
 }
 
 unsigned ring_prepared(const struct ring *ring)

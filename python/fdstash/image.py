@@ -217,8 +217,9 @@ class Image(Reader, Writes):
 
         ``auto`` moves what is in the page cache at once and all else by io_uring, or by
         threads where that is refused (`fdstash doctor` says). `bound`: promise that the thread
-        which submits first is the only one that uses it; the kernel then does less. Close it
-        when it is done.
+        which submits first is the only one that uses it; the kernel then does less. Where
+        another uses or closes it all the same, it goes on without io_uring. Close it when it
+        is done.
         """
         self._state.check_open()
         return Queue(self._state, self._mark, depth, engine, bound=bound)

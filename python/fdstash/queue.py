@@ -100,7 +100,7 @@ class Queue:
 
     @property
     def engine(self) -> str:
-        """What moves bytes that are not in the page cache: ``io_uring``, ``threads``, ``psync``."""
+        """What moves bytes that are not in the page cache; may become ``threads`` later."""
         return _NAMES[lib.fdstash_queue_engine(self._open())]
 
     @property
@@ -367,8 +367,8 @@ class Queue:
         """Whether the call is to be made again."""
         if rc == NEEDS:
             if self._server is None:
-                self._server = Server(self._state, self._handle)
-                self._server.start()
+                server = Server(self._state, self._handle)
+                self._server = server if server.begin() else None
             return True
         if rc == -errno.EINTR:
             return True

@@ -35,6 +35,20 @@ class Server(threading.Thread):
         while (number := lib.fdstash_queue_next(self._handle, -1, request)) >= 0:
             lib.fdstash_queue_answer(self._handle, number, self._result(request))
 
+    def begin(self) -> bool:
+        """Start the thread; where the system has none to give, serve what waits now and here."""
+        try:
+            self.start()
+        except RuntimeError:
+            self._serve_now()
+            return False
+        return True
+
+    def _serve_now(self) -> None:
+        request = ffi.new("fdstash_request *")
+        while (number := lib.fdstash_queue_next(self._handle, 0, request)) >= 0:
+            lib.fdstash_queue_answer(self._handle, number, self._result(request))
+
     def _result(self, request: Any) -> int:
         try:
             return self._serve(request)

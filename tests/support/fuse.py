@@ -1,4 +1,4 @@
-"""A FUSE file system whose opens can be made to hang: tests/faults/heldfs, built on demand."""
+"""A FUSE file system whose opens can hang and whose transfers can fail: tests/faults/heldfs."""
 
 from __future__ import annotations
 
@@ -75,6 +75,10 @@ class HeldFs:
     def refuse_opens(self, error: int) -> None:
         """Opens fail with this errno, also those that hang; 0: no longer."""
         self._order(f"refuse {error}")
+
+    def break_bytes(self, offset: int, n: int, error: int) -> None:
+        """Reads and writes that touch these bytes of a file fail with this errno; 0: no longer."""
+        self._order(f"break {offset} {n} {error}")
 
     def wait_open_hanging(self, opens: int = 1, timeout: float = 10) -> None:
         """Wait until that many opens hang because of `hold_opens`."""

@@ -365,7 +365,7 @@ class QueueMachine(RequestMachine):
 
     @invariant()
     def holds_a_slot_and_a_lock_for_each_file(self) -> None:
-        held = 1 + (self.queue.engine == "io_uring")
+        held = 1 + 2 * (self.queue.engine == "io_uring")
         self.before += held
         try:
             super().holds_a_slot_and_a_lock_for_each_file()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import signal
 import subprocess
@@ -12,14 +11,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 import fdstash
-from fdstash.bench import reopen as engine
 from fdstash.bench.subject import default_folder
-from fdstash.bench.target import Reopened, ReopenTarget
 from tests.support.command import command, fdstash_json
 from tests.support.need import need_root
 
@@ -235,7 +232,14 @@ def test_an_image_in_use_is_left_alone(vmdk: Path) -> None:
     [
         (("--write",), 2),
         (("--bs", "0"), 1),
-        (("--threads", "0"), 1),
+        (("--numjobs", "0"), 1),
+        (("--iodepth", "0"), 1),
+        (("--fsync", "-1"), 1),
+        (("--kinds", "cache=x"), 2),
+        (("--kinds", "nonsense=1"), 1),
+        (("--kinds", "backing=1"), 1),
+        (("--kinds", "cache=0"), 1),
+        (("--rw", "randrw", "/no/such/image"), 2),
         (("--cache", "none at all"), 2),
         (("/no/such/image",), 1),
     ],
@@ -261,91 +265,57 @@ def test_blocks_of_any_size_will_do(raw: Path, bs: str) -> None:
     assert nothing_wrong(found), found["messages"]
 
 
-# -- it must see what goes wrong
+def test_kinds_and_failures_are_as_asked_for(folder: Path) -> None:
+    found = fdstash_json(
+        *("bench", "reopen", "--reopens", "30", "--extents", "2", "--no-naive", "--dir", folder),
+        *("--kinds", "cache=2,stash", "--no-failures", "--every", "0.001", "--fsync", "3"),
+        *("--rw", "randwrite", "--iodepth", "1", "--numjobs", "2", "--bs", "8k", "--size", "1M"),
+    )
+    assert nothing_wrong(found), found["messages"]
+    assert set(found["kinds"]) == {"cache mode", "stash"}
+    assert sum(each["reopens"] for each in found["kinds"].values()) == found["reopens"] == 30
+    assert found["made_on_purpose"] == 0
+    assert found["image"]["size"] == 1 << 20
+    assert min(found["in_flight_requests"], found["placebo_requests"]) > 0
 
 
-class Leaking(ReopenTarget):
-    """Leaves a descriptor open after a failure."""
-
-    leaked: ClassVar[list[int]] = []
-
-    def reopen(self, options: Mapping[str, Any]) -> Reopened:
-        try:
-            return super().reopen(options)
-        except fdstash.Error:
-            self.leaked.append(os.open("/dev/null", os.O_RDONLY))
-            raise
-
-
-class Changing(ReopenTarget):
-    """Leaves the image in another cache mode after a failure."""
-
-    def reopen(self, options: Mapping[str, Any]) -> Reopened:
-        try:
-            return super().reopen(options)
-        except fdstash.Error:
-            direct = self.image.files[0].direct
-            self.image.reopen(cache="writeback" if direct else "none")
-            raise
+def test_a_chain_gets_its_backing_image_again(vmdk: Path) -> None:
+    child = vmdk.parent / "child.vmdk"
+    sub = "monolithicSparse"
+    fdstash.create(child, "vmdk", 6 << 20, subformat=sub, backing_file=vmdk.name)
+    before = Snapshot(vmdk.parent)
+    arguments = ("--reopens", "20", "--kinds", "backing,cache", "--rw", "randread")
+    found = fdstash_json("bench", "reopen", *arguments, child)
+    assert nothing_wrong(found), found["messages"]
+    assert found["kinds"]["backing image"]["reopens"] > 0
+    assert "backing image" not in found["naive"]["kinds"]
+    assert Snapshot(vmdk.parent).files == before.files
 
 
-class Careless(ReopenTarget):
-    """Takes whatever it finds, and refuses nothing."""
-
-    def reopen(self, options: Mapping[str, Any]) -> Reopened:
-        try:
-            return super().reopen(options)
-        except fdstash.Error:
-            return Reopened(1, time.perf_counter_ns())
+def test_a_small_image_has_a_smaller_one_that_is_refused(folder: Path) -> None:
+    arguments = ("--reopens", "1", "--extents", "1", "--size", "64k", "--no-naive")
+    found = fdstash_json("bench", "reopen", *arguments, "--dir", folder)
+    assert nothing_wrong(found), found["messages"]
+    assert found["refusals"]["a smaller image at the new path"]["errno"] == ["EINVAL"]
 
 
-class Failing(ReopenTarget):
-    """Cannot change cache modes."""
-
-    def reopen(self, options: Mapping[str, Any]) -> Reopened:
-        if set(options) == {"cache"}:
-            raise fdstash.ReopenError(5, "broken")
-        return super().reopen(options)
+def test_the_time_ends_it_as_well(folder: Path) -> None:
+    arguments = ("--reopens", "1000000", "--runtime", "0.3", "--extents", "2", "--no-naive")
+    found = fdstash_json("bench", "reopen", *arguments, "--no-verify", "--dir", folder)
+    assert 0 < found["reopens"] < 1000000
+    assert nothing_wrong(found), found["messages"]
 
 
-@pytest.mark.parametrize(
-    ("target", "figure"),
-    [
-        (Leaking, "leaked_descriptors"),
-        (Changing, "lost_images"),
-        (Failing, "failed_reopens"),
-        (Careless, None),
-    ],
-)
-def test_what_goes_wrong_is_found(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, target: type[ReopenTarget], figure: str | None
-) -> None:
-    monkeypatch.setattr(engine, "ReopenTarget", target)
-    arguments = ("--reopens", "20", "--extents", "3", "--no-naive", "--dir", folder)
-    found = fdstash_json("bench", "reopen", *arguments, code=1)
-    for fd in Leaking.leaked:
-        os.close(fd)
-    Leaking.leaked.clear()
-    assert found["clean"] is False
-    if figure is None:
-        assert found["refused_on_purpose"] < found["made_on_purpose"]
-    else:
-        assert found[figure] > 0
-        assert nothing_wrong(found | {figure: 0})
-
-
-def test_wrong_bytes_are_found(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    class Spoiling(ReopenTarget):
-        def reopen(self, options: Mapping[str, Any]) -> Reopened:
-            done = super().reopen(options)
-            if self.state.mode == "r+":
-                self.image.pwrite(b"\xff", 12345)
-            return done
-
-    monkeypatch.setattr(engine, "ReopenTarget", Spoiling)
-    arguments = ("--reopens", "30", "--extents", "1", "--no-naive", "--dir", folder)
-    found = fdstash_json("bench", "reopen", *arguments, code=1)
-    assert found["wrong_blocks"] > 0
+def test_latencies_and_a_picture_as_files(folder: Path) -> None:
+    log, picture = folder / "latency.hlog", folder / "latency.svg"
+    arguments = ("--reopens", "10", "--extents", "2", "--no-naive", "--no-failures", "--fsync", "9")
+    found = fdstash_json(
+        "bench", "reopen", *arguments, "--hdr", log, "--plot", picture, "--dir", folder
+    )
+    assert [tag in log.read_text() for tag in ("Tag=read,", "Tag=write,", "Tag=flush,")] == [
+        True
+    ] * 3
+    assert picture.read_text().count("stroke: #808080") >= found["reopens"] == 10
 
 
 def test_the_same_seed_makes_the_same_reopens(folder: Path) -> None:

@@ -48,7 +48,7 @@ def run(folder: Path, *options: str, terminal: bool) -> tuple[dict[str, object],
         printed = running.stdout.read()
         listener.join(60)
     os.close(ours)
-    assert running.returncode == 0, said.decode()
+    assert running.returncode == 0, said.decode() + printed.decode()
     return json.loads(printed), said.decode()
 
 

@@ -1,17 +1,17 @@
 """Cells: the runs of bytes that the load reads and writes, each as one request.
 
-Cells do not overlap, so that every one can have one owner who alone knows what it
-holds. Some are neither aligned nor a multiple of anything, and share sectors and
-pages with their neighbours' owners, which is where a read-modify-write can go
-wrong.
+Cells do not overlap, so that every one can have one owner, a job, which alone knows
+what it holds. Some are neither aligned nor a multiple of a sector, and share sectors
+and pages with cells of other jobs, which is where a read-modify-write can go wrong.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Cell", "packed", "sampled"]
+__all__ = ["Cell", "packed", "sampled", "shares"]
 
 #: Unaligned cells have this length and lie one behind the other.
 _ODD_BYTES = 1008
@@ -25,14 +25,17 @@ class Cell(NamedTuple):
 
     offset: int  #: bytes
     length: int  #: bytes, never 0
+    writable: bool = True  #: else it is only read
 
 
-def packed(size: int, block_bytes: int) -> list[Cell]:
+def packed(size: int, block_bytes: int, *, odd_ones: bool = True) -> list[Cell]:
     """Cells without a gap over the whole of an image of `size` bytes.
 
-    Aligned blocks, but for the places around each 256 KiB: there, cells are odd,
-    and go across the boundaries of extents that are a multiple of it.
+    Aligned blocks, but with `odd_ones` for the places around each 256 KiB: there,
+    cells are odd, and go across the boundaries of extents that are a multiple of it.
     """
+    if not odd_ones:
+        return _run(0, size, block_bytes)
     cells: list[Cell] = []
     offset = 0
     while offset < size:
@@ -65,11 +68,13 @@ def _joined_at_periods(cells: list[Cell]) -> list[Cell]:
     return joined
 
 
-def sampled(size: int, block_bytes: int, most: int, seed: int) -> list[Cell]:
-    """At most `most` cells spread over an image of `size` bytes, the last byte included.
+def sampled(
+    size: int, block_bytes: int, most: int, seed: int, *, odd_ones: bool = True
+) -> list[Cell]:
+    """At most `most` cells, and one, spread over `size` bytes, the last of them included.
 
-    Every fourth one is odd: anywhere in its part of the image, of any length up to
-    a block.
+    With `odd_ones` every fourth is odd: anywhere in its part of the image, of any
+    length up to a block.
     """
     count = max(1, min(most, size // block_bytes))
     stride = size // count
@@ -78,7 +83,7 @@ def sampled(size: int, block_bytes: int, most: int, seed: int) -> list[Cell]:
     cells = []
     for number in range(count):
         start, length = number * aligned, min(block_bytes, aligned)
-        if number % 4 == 3:
+        if odd_ones and number % 4 == 3:
             shift = rng.randrange(aligned)
             start += shift
             length = rng.randrange(1, min(length, aligned - shift) + 1)
@@ -88,3 +93,13 @@ def sampled(size: int, block_bytes: int, most: int, seed: int) -> list[Cell]:
         rest = min(block_bytes, size - end)
         cells.append(Cell(size - rest, rest))
     return cells
+
+
+def shares(cells: Sequence[Cell], jobs: int, seed: int) -> list[list[Cell]]:
+    """The cells of each job, in their order: neighbours mostly belong to different ones.
+
+    Fewer shares than `jobs` where there are fewer cells.
+    """
+    order = list(cells)
+    random.Random(seed).shuffle(order)  # noqa: S311 - repeatable, nothing secret
+    return [sorted(order[first::jobs]) for first in range(min(jobs, len(order)))]

@@ -23,7 +23,7 @@ _MS_LADDER = (*_LADDER, 2000)
 def as_fio(result: IoResult) -> dict[str, Any]:
     """One job, as with `group_reporting`; beside fio's fields, `fdstash` has ours."""
     settings = result.settings
-    both = Latency.sum_of(result.latency[times] for times in ("READ_DUE", "WRITE_DUE"))
+    both = Latency.sum_of(result.found.latency[times] for times in ("READ_DUE", "WRITE_DUE"))
     user, system = (100 * part / result.seconds if result.seconds else 0.0 for part in result.cpu)
     options = {
         "name": "fdstash",
@@ -35,17 +35,22 @@ def as_fio(result: IoResult) -> dict[str, Any]:
         "ioengine": settings.engine,
         "direct": str(int(settings.cache in ("none", "directsync"))),
         "rwmixread": str(settings.read_percent),
+        "fsync": str(settings.fsync),
     }
     job = {
         "jobname": "fdstash",
         "groupid": 0,
-        "error": next((-t.error for t in result.totals if t.failed), 0),
+        "error": next((-t.error for t in result.found.totals if t.failed), 0),
         "eta": 0,
         "elapsed": max(1, round(result.seconds)),
         "job options": options,
         "read": _direction(result, 0),
         "write": _direction(result, 1),
         "trim": _direction(result, None),
+        "sync": {
+            "total_ios": result.found.flushes,
+            "lat_ns": _stats(result.found.latency["FLUSH"]),
+        },
         "job_runtime": round(1000 * result.seconds),
         "usr_cpu": user,
         "sys_cpu": system,
@@ -69,12 +74,12 @@ def as_fio(result: IoResult) -> dict[str, Any]:
 
 
 def _ours(result: IoResult) -> dict[str, Any]:
-    marked, placebo = result.latency["MARKED"], result.latency["PLACEBO"]
+    marked, placebo = result.found.latency["MARKED"], result.found.latency["PLACEBO"]
     return {
         "engine": result.engine,
         "image": result.image,
-        "failed_requests": result.failed,
-        "wrong_blocks": result.wrong,
+        "failed_requests": result.found.failed,
+        "wrong_blocks": result.found.wrong,
         "verified": result.settings.verify,
         "reopens": len(result.reopen_ns),
         "failed_reopens": result.failed_reopens,
@@ -94,8 +99,8 @@ def _direction(result: IoResult, write: int | None) -> dict[str, Any]:
         count = moved = 0
     else:
         name = ("READ", "WRITE")[write]
-        due, service = result.latency[f"{name}_DUE"], result.latency[name]
-        count, moved = result.requests[write], result.bytes[write]
+        due, service = result.found.latency[f"{name}_DUE"], result.found.latency[name]
+        count, moved = result.requests[write], result.found.bytes[write]
         told = {f"{p:.6f}": service.percentile(p) for p in _PERCENTILES}
         percentiles = {"percentile": told}
     seconds = result.seconds or 1
@@ -145,13 +150,13 @@ def _rates(result: IoResult, count: int) -> tuple[float, float, float, int]:
     Stretches count both kinds; a kind has its share of them.
     """
     every = sum(result.requests)
-    if not count or len(result.intervals) < 3:
+    if not count or len(result.found.intervals) < 3:
         return 0, 0, 0, 0
     # The last stretch is not a whole one.
-    starts = [each.start_ns for each in result.intervals]
+    starts = [each.start_ns for each in result.found.intervals]
     width = min(b - a for a, b in pairwise(starts) if b > a) / 1e9
     share = count / every
-    rates = [share * each.requests / width for each in result.intervals[:-1]]
+    rates = [share * each.requests / width for each in result.found.intervals[:-1]]
     mean = sum(rates) / len(rates)
     deviation = (sum((rate - mean) ** 2 for rate in rates) / len(rates)) ** 0.5
     return min(rates), max(rates), deviation, len(rates)

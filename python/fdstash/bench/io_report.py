@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fdstash.bench.histogram import exact_percentile
 from fdstash.bench.io import IoResult
+from fdstash.bench.latency import exact_percentile
 from fdstash.bench.report import shown_time
 
 __all__ = ["show"]
@@ -28,7 +28,7 @@ def show(result: IoResult, console: Console | None = None) -> None:
     if settings.reopens:
         to.print(_reopens(result))
     if settings.verify:
-        to.print(f"verified; wrong blocks: {result.wrong}")
+        to.print(f"verified; wrong blocks: {result.found.wrong}")
     for message in result.messages:
         to.print(f"[bold red]{message}[/]")
 
@@ -38,14 +38,21 @@ def _directions(result: IoResult) -> Table:
     for heading in ("", "IOPS", "MiB/s", "mean", *(f"p{p:g}" for p in _PERCENTILES), "max"):
         table.add_column(heading, justify="right" if heading else "left")
     seconds = result.seconds or 1
-    for number, name in enumerate(("read", "write")):
-        latency = result.latency[f"{name.upper()}_DUE"]
-        if not result.requests[number]:
+    rows = zip(
+        ("read", "write", "flush"),
+        ("READ_DUE", "WRITE_DUE", "FLUSH"),
+        (*result.requests, result.found.flushes),
+        (*result.found.bytes, 0),
+        strict=True,
+    )
+    for name, times, requests, moved in rows:
+        latency = result.found.latency[times]
+        if not requests:
             continue
         table.add_row(
             name,
-            f"{result.requests[number] / seconds:,.0f}",
-            f"{result.bytes[number] / seconds / (1 << 20):,.1f}",
+            f"{requests / seconds:,.0f}",
+            f"{moved / seconds / (1 << 20):,.1f}",
             shown_time(round(latency.mean)),
             *(shown_time(latency.percentile(p)) for p in _PERCENTILES),
             shown_time(latency.largest),
@@ -64,7 +71,7 @@ def _reopens(result: IoResult) -> Table:
         *(shown_time(exact_percentile(times, p)) for p in (50, 99, 99.9, 100)),
     )
     for title, name in (("in flight at a reopen", "MARKED"), ("at other moments", "PLACEBO")):
-        latency = result.latency[name]
+        latency = result.found.latency[name]
         values = [shown_time(latency.percentile(p)) for p in (50, 99, 99.9)]
         table.add_row(title, str(len(latency)), *values, shown_time(latency.largest))
     return table

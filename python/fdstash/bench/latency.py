@@ -8,7 +8,7 @@ from typing import Self
 
 from fdstash._ffi import lib
 
-__all__ = ["HIGHEST", "SIGNIFICANT_DIGITS", "Latency"]
+__all__ = ["HIGHEST", "SIGNIFICANT_DIGITS", "Latency", "exact_percentile"]
 
 #: Nanoseconds; what takes longer is counted there. `Latency.largest` is exact all the same.
 HIGHEST = (1 << 42) - 1
@@ -92,3 +92,11 @@ class Latency:
             return HIGHEST
         above: int = lib.fdstash_load_lowest(number + 1)
         return above - 1
+
+
+def exact_percentile(values: Sequence[int], percent: float) -> int:
+    """Of a few values that are all at hand (the nearest rank); 0 without any."""
+    if not values:
+        return 0
+    rank = max(1, int(-(-len(values) * percent // 100)))
+    return sorted(values)[rank - 1]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from fdstash.bench.io import IoResult
+from collections.abc import Sequence
+
+from fdstash.bench.generator import Interval
 from fdstash.errors import OptionError
 
 __all__ = ["plot"]
 
 
-def plot(result: IoResult, path: str) -> None:
+def plot(
+    intervals: Sequence[Interval], path: str, *, title: str, reopened_ns: Sequence[int]
+) -> None:
     """Draw mean and longest latency over time, with the reopens marked.
 
     The kind of picture is that of the suffix of `path`. Raises `OptionError` where matplotlib is
@@ -22,12 +26,12 @@ def plot(result: IoResult, path: str) -> None:
         ) from error
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.add_subplot()
-    start = min((each.start_ns for each in result.intervals), default=0)
-    seconds = [(each.start_ns - start) / 1e9 for each in result.intervals]
-    axes.plot(seconds, [each.max_ns / 1e3 for each in result.intervals], label="longest")
-    axes.plot(seconds, [each.mean_ns / 1e3 for each in result.intervals], label="mean")
-    if result.reopened_ns:
-        for number, when in enumerate(result.reopened_ns):
+    start = min((each.start_ns for each in intervals), default=0)
+    seconds = [(each.start_ns - start) / 1e9 for each in intervals]
+    axes.plot(seconds, [each.max_ns / 1e3 for each in intervals], label="longest")
+    axes.plot(seconds, [each.mean_ns / 1e3 for each in intervals], label="mean")
+    if reopened_ns:
+        for number, when in enumerate(reopened_ns):
             axes.axvline(
                 (when - start) / 1e9,
                 color="gray",
@@ -35,11 +39,7 @@ def plot(result: IoResult, path: str) -> None:
                 linewidth=0.7,
                 label="" if number else "reopen",
             )
-    settings = result.settings
-    axes.set_title(
-        f"{result.image['format']}, {settings.rw}, {settings.block_bytes} bytes,"
-        f" depth {settings.depth}, {settings.engine}"
-    )
+    axes.set_title(title)
     axes.set_xlabel("seconds")
     axes.set_ylabel("latency, us")
     axes.set_yscale("log")

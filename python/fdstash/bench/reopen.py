@@ -14,52 +14,74 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from time import perf_counter_ns
 from typing import Any
 
 import fdstash
-from fdstash.bench.content import Content
-from fdstash.bench.histogram import Histogram
-from fdstash.bench.inflight import InFlight
-from fdstash.bench.load import Load, Requestable
+from fdstash.bench.cells import Cell, shares
+from fdstash.bench.generator import Plan
+from fdstash.bench.jobs import Generations, Jobs, fill, look_again
 from fdstash.bench.naive import NaiveTarget
 from fdstash.bench.result import Figures, Result
 from fdstash.bench.schedule import Schedule, Step
 from fdstash.bench.subject import Given, Made, Subject, default_folder
-from fdstash.bench.target import Reopened, ReopenTarget, Target, mismatch
+from fdstash.bench.target import ReopenTarget, Target, mismatch
+from fdstash.bench.words import PATTERNS, Words
 from fdstash.cache import CACHE_MODES
 from fdstash.errors import Error, OptionError
 
 __all__ = ["Settings", "run"]
+
+#: Nothing of a job begins for so long after a failure, seconds: a guest would not retry at once.
+_PAUSE = 0.001
+_PROBES = 8
+_PAGE = 4096
 
 #: `progress(stage, done, total)`: stage is ``fdstash`` or ``naive``.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What `run` does. `image` None makes one of `extents` extents in `folder`."""
+class Settings(Words):
+    """What `run` does. `image` None makes one of `extents` extents in `folder`.
 
-    image: str | None = None
-    format: str | None = None
-    write: bool = False  #: on an image given: also write, the bytes that are there
+    An image given is only read, whatever `rw` says, unless `write` is true; then it is written
+    with the bytes that are there, which are looked at before, also without `verify`. It ends
+    after `reopens`, or after `runtime` where that is sooner.
+    """
+
+    rw: str = "randrw"
+    depth: int = 1
+    jobs: int = 4
+    verify: bool = True
+    rate: float = 40_000  #: leaves some of two processors to whoever reopens
+    every: float = 0.0025
+    fsync: int = 2048
+    write: bool = False
+    aligned: bool = False  #: no block is odd
     reopens: int = 1000
-    threads: int = 4
-    block_bytes: int = 4096
+    kinds: tuple[tuple[str, int], ...] | None = None  #: and how often each; None: `KINDS`
+    failures: bool = True  #: also reopens that are made to fail
     extents: int = 64
-    cache: str = "writeback"  #: the mode to begin with
-    seed: int = 1
     naive: bool = True
-    folder: str | None = None
-    gap: float = 0.0025  #: seconds between a reopen and a placebo instant, at most
 
     def check(self) -> None:
         """Raises `OptionError`."""
-        for name in ("reopens", "threads", "block_bytes", "extents"):
+        super().check()
+        for name in ("reopens", "extents"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1", option=name)
         if self.block_bytes > 64 << 20:
             raise OptionError("blocks have at most 64 MiB", option="block_bytes")
+
+    @property
+    def stamped(self) -> bool:
+        """Those of an image that is given are not."""
+        return self.verify and self.image is None
+
+    @property
+    def reading(self) -> int:
+        """The percentage of reads."""
+        return super().reading if self.image is None or self.write else 100
 
 
 def run(settings: Settings, progress: Progress | None = None) -> Result:
@@ -71,6 +93,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     settings.check()
     report = progress or (lambda _stage, _done, _total: None)
     image: dict[str, Any] = {}
+    started = time.time()
 
     def measure(stage: str, way: Callable[[Subject, str], Target]) -> Figures:
         with ExitStack() as stack:
@@ -81,14 +104,14 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
 
     figures = measure("fdstash", ReopenTarget)
     naive = measure("naive", NaiveTarget) if settings.naive else None
-    return Result(image, asdict(settings), figures, naive)
+    return Result(image, asdict(settings), figures, naive, started)
 
 
 def _subject(settings: Settings, stack: ExitStack) -> Subject:
     if settings.image is not None:
         return Given(settings.image, format=settings.format, writable=settings.write)
     folder = settings.folder if settings.folder is not None else default_folder()
-    return stack.enter_context(closing(Made(folder, settings.extents)))
+    return stack.enter_context(closing(Made(folder, settings.extents, settings.size)))
 
 
 class _Run:
@@ -117,31 +140,35 @@ class _Run:
         with ExitStack() as stack:
             target = self._way(subject, settings.cache)
             stack.callback(target.close)
-            content = subject.content(target.opened, settings.block_bytes, settings.seed)
             self._files = target.files()
-            self._probes = content.cells[:: max(1, len(content.cells) // 8)]
-            self._describe(target.opened, caches)
+            plans = self._plans(target.image)
+            self._describe(target.image, caches)
             schedule = Schedule(
-                subject, self._files, caches=caches, reopens=settings.reopens, seed=settings.seed
-            )
-            load = Load(
+                subject,
                 target.image,
-                content,
-                threads=settings.threads,
-                block_bytes=settings.block_bytes,
+                caches=caches,
+                reopens=settings.reopens,
                 seed=settings.seed,
-                writes=subject.writable,
+                kinds=dict(settings.kinds) if settings.kinds is not None else None,
+                failures=settings.failures,
             )
-            self._in_flight = InFlight(load.logs)
-            with load:
-                self._reopen_all(target, load, schedule, report)
-            self._count_requests(load)
-            self._verify_all(target.image, content)
+            generations: Generations = [None] * len(plans)
+            if subject.made:
+                generations = fill(target.image, plans, lambda _done, _total: None)
+            with Jobs(target.image, plans, generations) as jobs:
+                jobs.start()
+                self._reopen_all(target, jobs, schedule, report)
+                jobs.stop()
+                generations = jobs.generations
+                figures.found = jobs.found()
+            self._look_again(target.image, plans, generations)
             path = target.state.path
         self._leaked(descriptors)
         if subject.made:
             with subject.open(path, "r", "writeback") as again:
-                self._verify_all(again, content)
+                self._look_again(again, plans, generations)
+        for message in figures.found.complaints():
+            figures.say(message)
         figures.seconds = time.perf_counter() - begun
         return figures
 
@@ -155,6 +182,47 @@ class _Run:
             return [name for name, mode in CACHE_MODES.items() if not mode.direct]
         return list(CACHE_MODES)
 
+    def _plans(self, image: fdstash.Image) -> list[Plan]:
+        """One for each job."""
+        settings = self._settings
+        cells = self._subject.cells(
+            image,
+            settings.size,
+            settings.block_bytes,
+            settings.seed,
+            odd_ones=not settings.aligned,
+        )
+        self._probes = cells[:: max(1, len(cells) // _PROBES)]
+        dealt = shares(cells, settings.jobs, settings.seed)
+        return [
+            self._plan(image, number, share, rate=settings.rate / len(dealt))
+            for number, share in enumerate(dealt)
+        ]
+
+    def _plan(self, image: fdstash.Image, number: int, share: list[Cell], *, rate: float) -> Plan:
+        settings, made = self._settings, self._subject.made
+        # Whole pages, so that aligned blocks lie in aligned memory.
+        longest = max(settings.block_bytes, *(cell.length for cell in share), 1)
+        room = -(-longest // _PAGE) * _PAGE
+        verify = settings.verify or (settings.writing and not made)
+        return Plan(
+            offset=0,
+            blocks=len(share),
+            block_bytes=room,
+            depth=settings.depth,
+            engine=settings.engine,
+            pattern=PATTERNS[settings.rw][0],
+            stride=(settings.stride or settings.block_bytes) // settings.block_bytes,
+            read_percent=settings.reading,
+            rate=rate,
+            flush_every=settings.fsync,
+            pause=_PAUSE,
+            seed=settings.seed + number,
+            verify=verify,
+            cells=share,
+            baseline=_bytes_of(image, share, room) if verify and not made else None,
+        )
+
     def _describe(self, image: fdstash.Image, caches: list[str]) -> None:
         self._image.update(
             {
@@ -163,40 +231,41 @@ class _Run:
                 "format": image.format,
                 "size": image.size,
                 "files": len(self._files),
-                "writes": self._subject.writable,
+                "writes": self._settings.writing,
                 "caches": caches,
             }
         )
 
     def _reopen_all(
-        self,
-        target: Target,
-        load: Load,
-        schedule: Schedule,
-        report: Callable[[int, int], None],
+        self, target: Target, jobs: Jobs, schedule: Schedule, report: Callable[[int, int], None]
     ) -> None:
+        runtime = self._settings.runtime
+        until = time.monotonic() + runtime if runtime is not None else float("inf")
         for done, step in enumerate(schedule.steps(target)):
             report(done, len(schedule))
+            if time.monotonic() >= until:
+                break
+            if target.closes and step.in_place_only:
+                continue
             self._pause()
-            self._in_flight.mark(perf_counter_ns(), placebo=True)
+            jobs.placebo()
             self._pause()
-            if not (target.closes and step.in_place_only):
-                self._step(target, load, step)
-            self._in_flight.collect()
+            self._step(target, jobs, step)
         report(len(schedule), len(schedule))
 
     def _pause(self) -> None:
-        time.sleep(self._rng.uniform(0, self._settings.gap))
+        time.sleep(self._rng.uniform(0, self._settings.every))
 
-    def _step(self, target: Target, load: Load, step: Step) -> None:
+    def _step(self, target: Target, jobs: Jobs, step: Step) -> None:
         """One reopen, and whether the image is then as it must be."""
         figures = self._figures
         before, descriptors = target.state, _descriptors() if step.refused else 0
         try:
             with step.arrange(target) as options:
                 if options.get("mode") == "r":
-                    load.hold_writes()
-                done = _attempt(target, options)
+                    jobs.hold_writes()
+                begun = time.monotonic_ns()
+                took = _attempt(target, jobs, options)
         except _NotReopenedError as failure:
             if step.refused:
                 figures.provoked(step.kind, failure.errno_name)
@@ -204,19 +273,21 @@ class _Run:
                 figures.failed_reopens += 1
                 figures.say(f"{step.kind}: {failure}")
         else:
-            self._in_flight.mark(done.instant, placebo=False)
+            figures.reopened_ns.append(begun)
             if step.refused:
                 figures.provoked(step.kind, None)
             else:
-                figures.reopened(step.kind, done.nanoseconds)
+                figures.reopened(step.kind, took)
+        _follow(target, jobs)
         harm = self._harm(target)
         if harm:
             figures.lost(step.kind, harm)
             target.recover(before)
+            _follow(target, jobs)
         if step.refused:
             self._leaked(descriptors)
         if target.state.mode == "r+":
-            load.resume_writes()
+            jobs.resume_writes()
 
     def _harm(self, target: Target) -> str:
         """Why the image is not what it must be; empty when it is."""
@@ -233,39 +304,16 @@ class _Run:
         more = _descriptors() - before
         self._figures.leaked_descriptors = max(self._figures.leaked_descriptors, more)
 
-    def _count_requests(self, load: Load) -> None:
-        figures, in_flight = self._figures, self._in_flight
-        in_flight.collect()
-        times = Histogram()
-        for log in load.logs:
-            times.add(log.histogram)
-        figures.requests = len(times)
-        figures.failed_requests += load.failed
-        figures.wrong_blocks += load.wrong
-        figures.request_p50_ns = times.percentile(50)
-        figures.request_p99_ns = times.percentile(99)
-        figures.longest_request_ns = times.largest
-        figures.in_flight_p999_ns = in_flight.percentile(99.9, placebo=False)
-        figures.in_flight_requests = in_flight.count(placebo=False)
-        figures.placebo_p999_ns = in_flight.percentile(99.9, placebo=True)
-        figures.placebo_requests = in_flight.count(placebo=True)
-        for message in load.messages:
-            figures.say(message)
-
-    def _verify_all(self, image: Requestable, content: Content) -> None:
-        """Every cell once more, with nothing else going on."""
+    def _look_again(
+        self, image: fdstash.Image, plans: list[Plan], generations: Generations
+    ) -> None:
+        """Every block once more, with nothing else going on."""
         figures = self._figures
-        for number, (offset, length) in enumerate(content.cells):
-            expected = content.expected(number)
-            try:
-                data = image.pread(length, offset)
-            except (Error, OSError) as error:
-                figures.failed_requests += 1
-                figures.say(f"at the end: {error}")
-                continue
-            if expected is not None and data != expected:
-                figures.wrong_blocks += 1
-                figures.say(f"at the end: wrong bytes in the {length} at {offset}")
+        found = look_again(image, plans, generations)
+        figures.failed_at_the_end += found.failed
+        figures.wrong_at_the_end += found.wrong
+        for message in found.complaints():
+            figures.say(f"at the end: {message}")
 
 
 class _NotReopenedError(Exception):
@@ -277,11 +325,27 @@ class _NotReopenedError(Exception):
         self.errno_name = errno.errorcode.get(code or 0, type(error).__name__)
 
 
-def _attempt(target: Target, options: Mapping[str, Any]) -> Reopened:
+def _attempt(target: Target, jobs: Jobs, options: Mapping[str, Any]) -> int:
     try:
-        return target.reopen(options)
+        with jobs.watched():
+            return target.reopen(options)
     except (Error, OSError) as error:
         raise _NotReopenedError(error) from None
+
+
+def _follow(target: Target, jobs: Jobs) -> None:
+    """Let the load go on with the image that there is now, if there is another one."""
+    if target.image is not jobs.image and not target.image.closed:
+        jobs.attach(target.image)
+
+
+def _bytes_of(image: fdstash.Image, cells: list[Cell], room: int) -> bytearray:
+    """What they hold, each at a multiple of `room`."""
+    found = bytearray(len(cells) * room)
+    view = memoryview(found)
+    for number, cell in enumerate(cells):
+        image.preadv([view[number * room :][: cell.length]], cell.offset)
+    return found
 
 
 def _descriptors() -> int:

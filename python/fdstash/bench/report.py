@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from fdstash.bench.histogram import exact_percentile
+from fdstash.bench.latency import exact_percentile
 from fdstash.bench.result import Figures, Refusals, Result
 
 __all__ = ["show", "shown_time"]
@@ -23,7 +23,8 @@ def show(result: Result, console: Console | None = None) -> None:
     what = "read and written" if image["writes"] else "read"
     to.print(
         f"{image['format']} of {image['files']} files, {image['size'] / (1 << 20):,.4g} MiB,"
-        f" {where if image['made'] else 'given'}, {what} by {result.options['threads']} threads"
+        f" {where if image['made'] else 'given'}, {what} by {result.options['jobs']} jobs of depth"
+        f" {result.options['depth']}, engine {result.options['engine']}"
     )
     if "none" not in image["caches"]:
         to.print("[yellow]Without O_DIRECT, which its file system does not bear.[/]")
@@ -71,6 +72,9 @@ def _overview(ways: list[Figures]) -> Table:
     def reopen_time(percent: float) -> Callable[[Figures], str]:
         return lambda way: shown_time(exact_percentile(way.all_reopen_times, percent))
 
+    def marked(*, placebo: bool) -> Callable[[Figures], str]:
+        return lambda way: shown_time(way.marked(placebo=placebo).percentile(99.9))
+
     row("reopens", lambda way: f"{way.reopens:,}")
     row("  that should have succeeded and failed", lambda way: _zero(way.failed_reopens))
     row("  latency p50", reopen_time(50))
@@ -82,9 +86,15 @@ def _overview(ways: list[Figures]) -> Table:
     row("requests", lambda way: f"{way.requests:,}")
     row("  failed", lambda way: _zero(way.failed_requests))
     row("  wrong blocks", lambda way: _zero(way.wrong_blocks))
-    row("  longest", lambda way: shown_time(way.longest_request_ns))
-    row("  in flight at a reopen, p99.9", lambda way: shown_time(way.in_flight_p999_ns))
-    row("  in flight at other moments, p99.9", lambda way: shown_time(way.placebo_p999_ns))
+    row("  longest", lambda way: shown_time(way.latency.largest))
+    row(
+        "  in flight at a reopen, p99.9",
+        lambda way: shown_time(way.marked(placebo=False).percentile(99.9)),
+    )
+    row(
+        "  in flight at other moments, p99.9",
+        lambda way: shown_time(way.marked(placebo=True).percentile(99.9)),
+    )
     return table
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fdstash.bench.histogram import exact_percentile
+from fdstash.bench.jobs import Found
+from fdstash.bench.latency import Latency, exact_percentile
 
 __all__ = ["Figures", "Refusals", "Result"]
 
@@ -38,16 +39,10 @@ class Figures:
     refusals: dict[str, Refusals] = field(default_factory=dict)
     lost_images: int = 0
     leaked_descriptors: int = 0
-    requests: int = 0
-    failed_requests: int = 0
-    wrong_blocks: int = 0
-    request_p50_ns: int = 0
-    request_p99_ns: int = 0
-    longest_request_ns: int = 0
-    in_flight_p999_ns: int = 0
-    in_flight_requests: int = 0  #: how many that is the percentile of
-    placebo_p999_ns: int = 0
-    placebo_requests: int = 0
+    found: Found = field(default_factory=Found)  #: by the load
+    failed_at_the_end: int = 0  #: requests, of a last look at every block
+    wrong_at_the_end: int = 0
+    reopened_ns: list[int] = field(default_factory=list)  #: CLOCK_MONOTONIC
     seconds: float = 0.0
     messages: list[str] = field(default_factory=list)  #: the first few failures, in words
 
@@ -74,6 +69,34 @@ class Figures:
         """Keep a message, if it is one of the first."""
         if len(self.messages) < 10:
             self.messages.append(message)
+
+    @property
+    def requests(self) -> int:
+        """That completed, well or not, flushes included."""
+        return sum(self.found.requests) + self.found.flushes
+
+    @property
+    def failed_requests(self) -> int:
+        """Of the load, and of the last look."""
+        return self.found.failed + self.failed_at_the_end
+
+    @property
+    def wrong_blocks(self) -> int:
+        """How often a block that was read did not hold what it had to."""
+        return self.found.wrong + self.wrong_at_the_end
+
+    @property
+    def latency(self) -> Latency:
+        """Of every request that succeeded."""
+        return Latency.sum_of(
+            self.found.latency[times]
+            for times in ("READ_DUE", "WRITE_DUE", "FLUSH")
+            if times in self.found.latency
+        )
+
+    def marked(self, *, placebo: bool) -> Latency:
+        """Of requests in flight at a reopen, or at a placebo."""
+        return self.found.latency.get("PLACEBO" if placebo else "MARKED", Latency.sum_of(()))
 
     @property
     def reopens(self) -> int:
@@ -109,6 +132,8 @@ class Figures:
 
     def as_json(self) -> dict[str, Any]:
         """Ready for `json.dump`; times are nanoseconds."""
+        latency = self.latency
+        marked, placebo = self.marked(placebo=False), self.marked(placebo=True)
         return {
             "reopens": self.reopens,
             "failed_reopens": self.failed_reopens,
@@ -133,12 +158,12 @@ class Figures:
             "requests": self.requests,
             "failed_requests": self.failed_requests,
             "wrong_blocks": self.wrong_blocks,
-            "request_ns": {"p50": self.request_p50_ns, "p99": self.request_p99_ns},
-            "longest_request_ns": self.longest_request_ns,
-            "in_flight_p999_ns": self.in_flight_p999_ns,
-            "in_flight_requests": self.in_flight_requests,
-            "placebo_p999_ns": self.placebo_p999_ns,
-            "placebo_requests": self.placebo_requests,
+            "request_ns": {"p50": latency.percentile(50), "p99": latency.percentile(99)},
+            "longest_request_ns": latency.largest,
+            "in_flight_p999_ns": marked.percentile(99.9),
+            "in_flight_requests": len(marked),
+            "placebo_p999_ns": placebo.percentile(99.9),
+            "placebo_requests": len(placebo),
             "seconds": round(self.seconds, 3),
             "messages": self.messages,
         }
@@ -152,6 +177,7 @@ class Result:
     options: Mapping[str, Any]
     figures: Figures
     naive: Figures | None
+    started: float  #: of the first requests, seconds since 1970
 
     @property
     def clean(self) -> bool:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import resource
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ __all__ = ["Sabotage", "sabotages"]
 
 Options = dict[str, Any]
 _Provoke = Callable[[Target], AbstractContextManager[Options]]
+
+_LOOKS = 50
+_SETTLE = 0.02  # seconds
 
 _STRANGER = 65534  # the user id of nobody
 
@@ -125,7 +129,7 @@ def _directory_instead(subject: Made) -> _Provoke:
 
 def _smaller(subject: Made) -> _Provoke:
     path = os.path.join(subject.folder, "smaller.vmdk")
-    fdstash.create(path, "vmdk", 1 << 20)
+    fdstash.create(path, "vmdk", subject.size // 2)
 
     @contextmanager
     def provoke(_target: Target) -> Iterator[Options]:
@@ -156,10 +160,21 @@ def _limit_with(free: int, taken: set[int]) -> int:
     return limit
 
 
+def _taken() -> set[int]:
+    """The numbers in use, once it is the same ones for a while: old ones may yet be closed."""
+    seen = {int(name) for name in os.listdir("/proc/self/fd")}
+    for _ in range(_LOOKS):
+        time.sleep(_SETTLE)
+        before, seen = seen, {int(name) for name in os.listdir("/proc/self/fd")}
+        if before == seen:
+            break
+    return seen
+
+
 @contextmanager
 def _limit_half_way(target: Target) -> Iterator[Options]:
     """Half of the descriptors that are needed can still be had."""
-    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    used = _taken()
     options = {"path": target.state.path}
     with _soft_limit(_limit_with(len(target.files()) // 2, used)):
         yield options
@@ -172,7 +187,7 @@ def _limit_below(target: Target) -> Iterator[Options]:
     Closing the image does not make room enough to open it again.
     """
     slots = {file.fd for file in target.files()}
-    others = {int(name) for name in os.listdir("/proc/self/fd")} - slots
+    others = _taken() - slots
     options = {"path": target.state.path}
     with _soft_limit(_limit_with(len(slots) // 2, others)):
         yield options

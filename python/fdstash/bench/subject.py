@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import fdstash
-from fdstash.bench.cells import packed, sampled
-from fdstash.bench.content import Baseline, Content, Generations
+from fdstash.bench.cells import Cell, packed, sampled
 from fdstash.errors import Error, OptionError
 
 __all__ = ["Given", "Made", "Subject", "default_folder"]
@@ -33,8 +32,10 @@ class Subject(Protocol):
     def open(self, path: str, mode: str, cache: str) -> fdstash.Image:
         """Open it, under that one of its paths."""
 
-    def content(self, image: fdstash.Image, block_bytes: int, seed: int) -> Content:
-        """Prepare the bytes that the load uses, and say what they are."""
+    def cells(
+        self, image: fdstash.Image, size: int | None, block_bytes: int, seed: int, *, odd_ones: bool
+    ) -> list[Cell]:
+        """What the load reads and writes, of the first `size` bytes."""
 
     def other_path(self, path: str) -> str:
         """Another path to the same files."""
@@ -50,10 +51,11 @@ class Made:
     made = True
     writable = True
 
-    def __init__(self, folder: str, extents: int) -> None:
+    def __init__(self, folder: str, extents: int, size: int | None = None) -> None:
+        """`size`: bytes, about; of each extent at least 64 KiB."""
         if extents < 1:
             raise OptionError(f"an image has at least one extent, not {extents}", option="extents")
-        extent_bytes = max(_SMALLEST_EXTENT, _MADE_BYTES // extents // 4096 * 4096)
+        extent_bytes = max(_SMALLEST_EXTENT, (size or _MADE_BYTES) // extents // 4096 * 4096)
         self.folder = tempfile.mkdtemp(prefix="fdstash-bench-", dir=folder)
         try:
             self._fill_folder(extents, extent_bytes)
@@ -63,10 +65,11 @@ class Made:
 
     def _fill_folder(self, extents: int, extent_bytes: int) -> None:
         self.path = os.path.join(self.folder, "disk.vmdk")
+        self.size = extents * extent_bytes
         fdstash.create(
             self.path,
             "vmdk",
-            extents * extent_bytes,
+            self.size,
             subformat="twoGbMaxExtentFlat",
             extent_size=extent_bytes,
         )
@@ -84,19 +87,17 @@ class Made:
         """Open it."""
         return fdstash.open(path, mode, format="vmdk", cache=cache)
 
-    def content(self, image: fdstash.Image, block_bytes: int, seed: int) -> Content:
-        """Fill the whole image with first generations."""
-        content = Generations(packed(image.size, block_bytes))
-        offset, pending = 0, bytearray()
-        for number in range(len(content.cells)):
-            pending += content.image_of(number, 0)
-            if len(pending) >= 1 << 20:
-                image.pwrite(pending, offset)
-                offset, pending = offset + len(pending), bytearray()
-        if pending:
-            image.pwrite(pending, offset)
-        image.flush()
-        return content
+    def cells(
+        self,
+        image: fdstash.Image,
+        size: int | None,
+        block_bytes: int,
+        seed: int,
+        *,
+        odd_ones: bool,
+    ) -> list[Cell]:
+        """The whole image."""
+        return packed(image.size, block_bytes, odd_ones=odd_ones)
 
     def other_path(self, path: str) -> str:
         """The other link."""
@@ -143,26 +144,28 @@ class Given:
         options: dict[str, Any] = {"mark": False} if self.writable else {}
         return fdstash.open(path, mode, format=self._format, cache=cache, **options)
 
-    def content(self, image: fdstash.Image, block_bytes: int, seed: int) -> Content:
-        """Read what is there, in a sample of cells."""
+    def cells(
+        self, image: fdstash.Image, size: int | None, block_bytes: int, seed: int, *, odd_ones: bool
+    ) -> list[Cell]:
+        """A sample; writable is what lies in a file as data, and may be written there."""
         if image.size == 0:
             raise OptionError("the image is empty", option="image")
+        if size is not None and not 0 < size <= image.size:
+            raise OptionError(f"the image has {image.size} bytes, not {size}", option="size")
         most = max(1, min(_MOST_CELLS, _SAMPLED_BYTES // block_bytes))
-        writable_files = {file.name for file in image.files if file.mode == "r+"}
-        cells, data, writable = [], [], []
-        for cell in sampled(image.size, block_bytes, most, seed):
+        files = {file.name for file in image.files if file.mode == "r+"} if self.writable else set()
+        cells = []
+        for cell in sampled(size or image.size, block_bytes, most, seed, odd_ones=odd_ones):
             extents = list(image.extents(cell.length, cell.offset))
             if any(extent.kind == "denied" for extent in extents):
                 continue
-            cells.append(cell)
-            data.append(image.pread(cell.length, cell.offset))
-            writable.append(
-                self.writable
-                and all(e.kind == "data" and e.file in writable_files for e in extents)
+            writable = all(
+                each.kind == "data" and each.file in files and each.depth == 0 for each in extents
             )
+            cells.append(cell._replace(writable=writable))
         if not cells:
             raise OptionError("the image has nothing that can be read", option="image")
-        return Baseline(cells, data, writable)
+        return cells
 
     def other_path(self, path: str) -> str:
         """The same place in another spelling."""

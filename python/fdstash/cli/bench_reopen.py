@@ -7,13 +7,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from fdstash.bench.reopen import Settings, run
-from fdstash.cache import CACHE_MODES
-from fdstash.cli.options import format_option, output_option, size
+from fdstash.bench.schedule import KINDS
+from fdstash.bench.words import PATTERNS
+from fdstash.cli.found import write_files
+from fdstash.cli.options import format_option, load_options, load_words, output_option
 from fdstash.cli.progress import progress_bar
 
 __all__ = ["bench_reopen"]
@@ -25,70 +27,64 @@ _TITLES = {"fdstash": "reopen", "naive": "close-then-open"}
 @click.command("reopen", short_help="Reopen an image under load, and count what goes wrong.")
 @format_option
 @output_option
+@load_options(_DEFAULTS)
 @click.option("--write", is_flag=True, help="Also write to IMAGE: the bytes that it holds.")
+@click.option("--aligned", is_flag=True, help="Leave out blocks that are not whole sectors.")
 @click.option("--reopens", type=int, default=_DEFAULTS.reopens, show_default=True, help="How many.")
 @click.option(
-    "--threads", type=int, default=_DEFAULTS.threads, show_default=True, help="Of the load."
-)
-@click.option(
-    "--bs", type=size, default=_DEFAULTS.block_bytes, show_default=True, help="Block size."
-)
+    "--kinds", metavar="KIND=N,KIND=N...",
+    help="How often which reopens are made; default, as far as IMAGE bears them: "
+    + ",".join(f"{kind}={each}" for kind, each in KINDS.items()),
+)  # fmt: skip
+@click.option("--no-failures", is_flag=True, help="Make no reopen fail on purpose.")
 @click.option(
     "--extents", type=int, default=_DEFAULTS.extents, show_default=True,
     help="Of the image that is made.",
 )  # fmt: skip
-@click.option(
-    "--cache", type=click.Choice(list(CACHE_MODES)), default=_DEFAULTS.cache, show_default=True,
-    help="The cache mode to begin with.",
-)  # fmt: skip
-@click.option("--seed", type=int, default=_DEFAULTS.seed, show_default=True, help="Of all choices.")
 @click.option("--no-naive", is_flag=True, help="Leave close-then-open out.")
-@click.option("--dir", "folder", metavar="DIR", help="Where to make an image; default: in memory.")
-@click.option("-p", "--progress", is_flag=True, help="Show progress, not only on a terminal.")
-@click.argument("image", required=False)
 def bench_reopen(
     *,
-    image_format: str | None,
     output: str,
-    write: bool,
-    reopens: int,
-    threads: int,
-    bs: int,
-    extents: int,
-    cache: str,
-    seed: int,
+    no_failures: bool,
     no_naive: bool,
-    folder: str | None,
+    kinds: str | None,
+    hdr: str | None,
+    plot_file: str | None,
     progress: bool,
-    image: str | None,
+    **words: Any,
 ) -> None:
     """Reopen an image under a verified load, with failures made on purpose.
 
     Without IMAGE a VMDK of many extents is made, and removed at the end. IMAGE is
     only read, unless --write is given; then blocks are written with the bytes that
-    they hold, and none of its files ever has other bytes than before. The same is
-    then done by closing and opening, for comparison.
+    they hold, and none of its files ever has other bytes than before. --rw is randrw
+    where nothing else is said. It ends after --reopens, or after --runtime if that is
+    sooner. The same is then done by closing and opening, for comparison; --hdr and
+    --plot are of the reopens.
 
     The exit code is 1 when a request failed, a byte was wrong, an image was lost, a
     descriptor leaked, or a reopen did not do what it had to.
     """
-    if write and image is None:
-        raise click.UsageError("--write is for an IMAGE; the one that is made is written anyway")
     settings = Settings(
-        image=image,
-        format=image_format,
-        write=write,
-        reopens=reopens,
-        threads=threads,
-        block_bytes=bs,
-        extents=extents,
-        cache=cache,
-        seed=seed,
+        kinds=_parsed(kinds) if kinds is not None else None,
+        failures=not no_failures,
         naive=not no_naive,
-        folder=folder,
+        **load_words(words),
     )
+    if settings.write and settings.image is None:
+        raise click.UsageError("--write is for an IMAGE; the one that is made is written anyway")
+    if _writes_unasked(words["rw"], settings):
+        raise click.UsageError("--rw writes to IMAGE only with --write")
     with _ended_by_sigterm(), progress_bar(_TITLES, forced=progress) as report:
         result = run(settings, report)
+    write_files(
+        result.figures.found,
+        hdr=hdr,
+        plot_file=plot_file,
+        title=f"{result.image['format']}, {settings.rw}, {result.figures.reopens} reopens",
+        started=result.started,
+        reopened_ns=result.figures.reopened_ns,
+    )
     if output == "json":
         click.echo(json.dumps(result.as_json(), indent=4))
     else:
@@ -97,6 +93,20 @@ def bench_reopen(
         show(result)
     if not result.clean:
         sys.exit(1)
+
+
+def _writes_unasked(rw: str | None, settings: Settings) -> bool:
+    """An IMAGE is to be written to, and it was not said that it may be."""
+    given = rw is not None and settings.image is not None and not settings.write
+    return given and PATTERNS[settings.rw][1] != 100
+
+
+def _parsed(kinds: str) -> tuple[tuple[str, int], ...]:
+    parts = [part.partition("=") for part in kinds.split(",")]
+    try:
+        return tuple((kind, int(each) if equals else 1) for kind, equals, each in parts)
+    except ValueError as error:
+        raise click.UsageError(f"--kinds: {error}") from error
 
 
 @contextmanager

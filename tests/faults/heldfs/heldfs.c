@@ -1,10 +1,13 @@
-/* heldfs.c: a FUSE file system over a folder whose opens can be held.
+/* heldfs.c: a FUSE file system over a folder whose opens can be held, and whose transfers
+ * can fail.
  *
  * heldfs BACKING MOUNTPOINT. Orders come as lines on standard input and each is
  * answered on standard output with the number of opens that wait:
  *   hold      opens wait from now on; reads and writes go on
  *   release   opens are answered again, those that wait too
  *   refuse N  as release, but opens fail with errno N (0: no longer)
+ *   break OFFSET LENGTH N   reads and writes that touch these bytes of any file fail
+ *             with errno N (0: no longer)
  *   count     nothing changes
  * At the end of standard input it detaches and ends, so that nothing outlives
  * the test process. */
@@ -35,6 +38,10 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static int held;
 static int waiting;
 static int refusal;
+static struct {
+    long long offset, length;
+    int error;
+} broken;
 
 /* Waits while opens are held; -errno where they are refused. */
 static int pass_gate(void)
@@ -90,10 +97,24 @@ static int fs_create(const char *path, mode_t mode, struct fuse_file_info *info)
     return 0;
 }
 
+/* 0, or -errno of a transfer that touches what is broken. */
+static int transfer_fault(size_t size, off_t offset)
+{
+    pthread_mutex_lock(&mutex);
+    const int touches =
+        offset < broken.offset + broken.length && offset + (off_t)size > broken.offset;
+    const int error = touches ? broken.error : 0;
+    pthread_mutex_unlock(&mutex);
+    return -error;
+}
+
 static int fs_read(const char *path, char *buffer, size_t size, off_t offset,
                    struct fuse_file_info *info)
 {
     (void)path;
+    const int fault = transfer_fault(size, offset);
+    if (fault)
+        return fault;
     const ssize_t done = pread((int)info->fh, buffer, size, offset);
     return done < 0 ? -errno : (int)done;
 }
@@ -102,6 +123,9 @@ static int fs_write(const char *path, const char *buffer, size_t size, off_t off
                     struct fuse_file_info *info)
 {
     (void)path;
+    const int fault = transfer_fault(size, offset);
+    if (fault)
+        return fault;
     const ssize_t done = pwrite((int)info->fh, buffer, size, offset);
     return done < 0 ? -errno : (int)done;
 }
@@ -238,6 +262,8 @@ static void obey(const char *order)
     } else if (strncmp(order, "refuse ", 7) == 0) {
         held = 0;
         refusal = atoi(order + 7);
+    } else if (strncmp(order, "break ", 6) == 0) {
+        sscanf(order + 6, "%lld %lld %d", &broken.offset, &broken.length, &broken.error);
     }
     pthread_cond_broadcast(&changed);
     printf("%d\n", waiting);

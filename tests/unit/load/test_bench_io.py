@@ -162,6 +162,15 @@ def test_fio_has_every_field_that_we_have(tmp_path: Path) -> None:
     assert set(ours) - {"fdstash"} <= {*fio, "global options"}
 
 
+def test_flushes_are_counted_as_fio_counts_them() -> None:
+    words = ("--rw", "randwrite", "--fsync", "16")
+    found = fdstash_json("bench", "io", *words, *SHORT)
+    job = job_of(found)
+    assert job["write"]["total_ios"] == SIZE // 4096
+    assert job["sync"]["total_ios"] == job["sync"]["lat_ns"]["N"] == SIZE // 4096 // 16 - 1
+    assert "flush" in command("bench", "io", *words, *SHORT).output
+
+
 def test_a_picture(tmp_path: Path) -> None:
     picture = tmp_path / "latency.svg"
     words = ("--runtime", "0.3", "--size", "1M", "--reopen", "none,writeback")
