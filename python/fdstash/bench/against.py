@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import fdstash
 from fdstash.bench.against_result import MatchResult, Reopens, Side, Turn
-from fdstash.bench.daemons import DAEMONS, OURS, Daemon, ServedImage
+from fdstash.bench.daemons import OURS, PEERS, Daemon, ServedImage
 from fdstash.bench.nbd_load import Measured, NbdLoad
 from fdstash.bench.programs import need_program
 from fdstash.bench.qmp import RefusedCommandError, need_client
@@ -78,7 +78,7 @@ class MatchSettings(Words):
             raise OptionError(
                 f"a daemon's cache is {' or '.join(_CACHES)}, not {self.cache}", option="cache"
             )
-        if self.peer == OURS or self.peer not in DAEMONS:
+        if self.peer not in PEERS:
             raise OptionError(f"there is no daemon called {self.peer}", option="against")
         if self.image is None and self.format not in (None, *FORMATS):
             raise OptionError(f"made are {', '.join(FORMATS)}", option="format")
@@ -98,15 +98,19 @@ def match(settings: MatchSettings, progress: Progress | None = None) -> MatchRes
     `Error` where fio fails; and what making or opening the image raises. Whatever ends it, the
     daemons are gone, and so is an image that was made.
     """
-    report = progress or (lambda _stage, _done, _total: None)
+    turns = 2 * settings.rounds
     with Match(settings) as running:
-        for done in range(settings.rounds):
-            running.round(lambda turn, done=done: report("turns", 2 * done + turn, 2 * settings.rounds))  # type: ignore[misc]
+        while running.turns_made < turns:
+            if progress is not None:
+                progress("turns", running.turns_made, turns)
+            running.turn()
+        if progress is not None:
+            progress("turns", turns, turns)
         return running.result()
 
 
 class Match:
-    """A match that goes on round by round, until the end of the block. Owner: one thread."""
+    """A match that goes on turn by turn, until the end of the block. Owner: one thread."""
 
     def __init__(self, settings: MatchSettings) -> None:
         settings.check()
@@ -115,7 +119,7 @@ class Match:
             need_program(program)
         self._settings = settings
         self._started = time.time()
-        self._rounds = 0
+        self.turns_made = 0
         self.sides = {name: Side() for name in (OURS, settings.peer)}
         with ExitStack() as stack:
             path = settings.image or _made(settings, stack)
@@ -142,24 +146,22 @@ class Match:
                 aio=settings.peer_aio,
             )
 
-    def round(self, report: Callable[[int], None] = lambda _turn: None) -> None:
-        """A turn of each."""
-        names = list(self.sides)
-        if self._rounds % 2:
-            names.reverse()
-        for done, name in enumerate(names, 1):
-            with Daemon(name, self._image) as daemon:
-                self._turn(daemon, self.sides[name])
-            report(done)
-        self._rounds += 1
+    def turn(self) -> str:
+        """The next turn; whose it was. Two are a round."""
+        round_, second = divmod(self.turns_made, 2)
+        name = list(self.sides)[(round_ + second) % 2]
+        with Daemon(name, self._image) as daemon:
+            self._measure(daemon, self.sides[name])
+        self.turns_made += 1
+        return name
 
     def result(self) -> MatchResult:
-        """What the rounds so far have found."""
+        """What the turns so far have found."""
         return MatchResult(
             self._about, asdict(self._settings), self.sides, self._settings.peer, self._started
         )
 
-    def _turn(self, daemon: Daemon, side: Side) -> None:
+    def _measure(self, daemon: Daemon, side: Side) -> None:
         side.version = side.version or daemon.version()
         self._warm_up(daemon, side)
         plain = self._load(daemon)

@@ -162,9 +162,7 @@ class MatchResult:
             "clean": self.clean,
             "peer": self.peer,
             **{name: side.as_json() for name, side in self.sides.items()},
-            "ratios": {
-                name: median(found) if found else None for name, found in self.measures()
-            },
+            "ratios": {name: median(found) if found else None for name, found in self.measures()},
             "image": dict(self.image),
             "options": dict(self.options),
         }

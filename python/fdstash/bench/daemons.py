@@ -16,7 +16,7 @@ from fdstash.bench.programs import end, last_words, need_program
 from fdstash.bench.qmp import Monitor
 from fdstash.errors import Error
 
-__all__ = ["DAEMONS", "OURS", "Daemon", "DaemonError", "ServedImage"]
+__all__ = ["DAEMONS", "OURS", "PEERS", "Daemon", "DaemonError", "ServedImage"]
 
 OURS = "fdstash"
 
@@ -40,13 +40,12 @@ class ServedImage(NamedTuple):
     aio: str  #: of qemu-storage-daemon
 
 
-def _ours(monitor: str, image: ServedImage) -> list[str]:
-    folder = os.path.dirname(os.path.abspath(image.path))
+def _ours(monitor: str, folder: str) -> list[str]:
     words = ["serve", "--qmp", monitor, "--allow-folder", folder]
     return [sys.executable, "-m", "fdstash.cli.main", *words]
 
 
-def _qemu(monitor: str, image: ServedImage) -> list[str]:
+def _qemu(monitor: str, _folder: str) -> list[str]:
     path = monitor.replace(",", ",,")
     return [
         need_program("qemu-storage-daemon"),
@@ -55,11 +54,12 @@ def _qemu(monitor: str, image: ServedImage) -> list[str]:
     ]
 
 
-#: How each is started, by its name.
-DAEMONS: dict[str, Callable[[str, ServedImage], list[str]]] = {
+#: How each is started, by its name: with a monitor there, and images in that folder.
+DAEMONS: dict[str, Callable[[str, str], list[str]]] = {
     OURS: _ours,
     "qemu-storage-daemon": _qemu,
 }
+PEERS = tuple(name for name in DAEMONS if name != OURS)
 
 
 class Daemon:
@@ -77,9 +77,10 @@ class Daemon:
             qmp, self.nbd, self._log = (
                 os.path.join(folder, each) for each in ("qmp", "nbd", "log")
             )
+            command = DAEMONS[name](qmp, os.path.dirname(os.path.abspath(image.path)))
             with open(self._log, "wb") as log:
-                self._process = subprocess.Popen(
-                    DAEMONS[name](qmp, image), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._process = subprocess.Popen(  # noqa: S603 - a program that was asked for
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
             stack.callback(end, self._process)
             self.monitor = stack.enter_context(Monitor(qmp, self.alive))

@@ -63,14 +63,16 @@ class NbdLoad:
     fails.
     """
 
-    def __init__(self, socket: str, words: Words, seconds: float, alive: Callable[[float], None]) -> None:
+    def __init__(
+        self, socket: str, words: Words, seconds: float, alive: Callable[[float], None]
+    ) -> None:
         self._alive = alive
         self._seconds = seconds
         self._folder = tempfile.TemporaryDirectory(prefix="fdstash-fio-")
         self._errors = os.path.join(self._folder.name, "errors")
         try:
             with open(self._errors, "wb") as errors:
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # noqa: S603 - fio, as asked for
                     [need_program("fio"), *_arguments(socket, words, seconds)],
                     cwd=self._folder.name,
                     stdout=subprocess.PIPE,
