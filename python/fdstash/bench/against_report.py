@@ -61,8 +61,9 @@ def _overview(result: MatchResult) -> Table:
             row(title, _of_loads(value, reopening=reopening))
     row("reopens", lambda side: "refused" if side.refused else f"{len(side.reopen_times):,}")
     row("  failed", lambda side: _NOTHING if side.refused else _zero(side.failed_reopens))
-    row("  command to answer, p50 / p99 / max", lambda side: _times(side.reopen_times))
-    row("  of an empty command", lambda side: _times(side.round_trips))
+    for title, percent in (("p50", 50), ("p99", 99), ("max", 100)):
+        row(f"  command to answer, {title}", _time(lambda side: side.reopen_times, percent))
+        row("  of an empty command", _time(lambda side: side.round_trips, percent))
     return table
 
 
@@ -71,10 +72,12 @@ def _zero(count: int) -> str:
     return f"[green]{count}[/]" if count == 0 else f"[bold red]{count:,}[/]"
 
 
-def _times(values: list[int]) -> str:
-    if not values:
-        return _NOTHING
-    return " / ".join(shown_time(exact_percentile(values, percent)) for percent in (50, 99, 100))
+def _time(values: Callable[[Side], list[int]], percent: float) -> Callable[[Side], str]:
+    def shown(side: Side) -> str:
+        found = values(side)
+        return shown_time(exact_percentile(found, percent)) if found else _NOTHING
+
+    return shown
 
 
 _LOAD_ROWS: tuple[tuple[str, Callable[[list[Measured]], str]], ...] = (
