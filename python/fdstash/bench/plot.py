@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fdstash.bench.generator import Interval
 from fdstash.errors import OptionError
 
-__all__ = ["plot"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["new_figure", "plot", "saved"]
+
+
+def new_figure(*, figsize: tuple[float, float]) -> Figure:
+    """An empty figure; inches. Raises `OptionError` where matplotlib is not there."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise OptionError(
+            "plots need matplotlib: pip install 'fdstash[plot]'", option="plot"
+        ) from error
+    return Figure(figsize=figsize, layout="constrained")
+
+
+def saved(figure: Figure, path: str) -> None:
+    """Write it. Raises `OptionError` where matplotlib does not know the suffix of `path`."""
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        raise OptionError(str(error), option="plot") from error
 
 
 def plot(
@@ -18,13 +41,7 @@ def plot(
     The kind of picture is that of the suffix of `path`. Raises `OptionError` where matplotlib is
     not there, or does not know the suffix.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise OptionError(
-            "plots need matplotlib: pip install 'fdstash[plot]'", option="plot"
-        ) from error
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = new_figure(figsize=(10, 5))
     axes = figure.add_subplot()
     start = min((each.start_ns for each in intervals), default=0)
     seconds = [(each.start_ns - start) / 1e9 for each in intervals]
@@ -44,7 +61,4 @@ def plot(
     axes.set_ylabel("latency, us")
     axes.set_yscale("log")
     axes.legend()
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise OptionError(str(error), option="plot") from error
+    saved(figure, path)

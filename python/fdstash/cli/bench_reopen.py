@@ -11,9 +11,12 @@ from typing import Any, NoReturn
 
 import click
 
+from fdstash.bench.daemons import PEERS
 from fdstash.bench.reopen import Settings, run
 from fdstash.bench.schedule import KINDS
 from fdstash.bench.words import PATTERNS
+from fdstash.cli.bench_against import against as run_against
+from fdstash.cli.bench_against import was_said
 from fdstash.cli.found import write_files
 from fdstash.cli.options import format_option, load_options, load_words, output_option
 from fdstash.cli.progress import progress_bar
@@ -42,7 +45,19 @@ _TITLES = {"fdstash": "reopen", "naive": "close-then-open"}
     help="Of the image that is made.",
 )  # fmt: skip
 @click.option("--no-naive", is_flag=True, help="Leave close-then-open out.")
+@click.option(
+    "--against", type=click.Choice(PEERS),
+    help="Serve the image over NBD instead, by fdstash serve and by this daemon in turn.",
+)  # fmt: skip
+@click.option("--rounds", type=int, default=3, help="How often in turn, of --against; default 3.")
+@click.option(
+    "--peer-aio", type=click.Choice(["threads", "io_uring"]), default="threads",
+    help="How the daemon of --against does its I/O; default threads.",
+)  # fmt: skip
+@click.pass_context
 def bench_reopen(
+    context: click.Context,
+    /,
     *,
     output: str,
     no_failures: bool,
@@ -62,9 +77,26 @@ def bench_reopen(
     sooner. The same is then done by closing and opening, for comparison; --hdr and
     --plot are of the reopens.
 
+    With --against both daemons get the same load, by fio's NBD client, once without
+    reopens and once with as many as --runtime has room for, of the cache mode, by the
+    same QMP client. The image is then a VMDK of --extents, or raw with -f raw, and has no
+    holes; IMAGE is only read. Defaults are --rw randrw, --iodepth 16, --numjobs 1,
+    --runtime 5 (of each load), --every 0.01, --size 256M and no limit of --reopens. It wants fio
+    and the daemon on PATH, and pip install 'fdstash[bench]'.
+
     The exit code is 1 when a request failed, a byte was wrong, an image was lost, a
     descriptor leaked, or a reopen did not do what it had to.
     """
+    if words["against"] is not None:
+        run_given = {**words, "kinds": kinds, "hdr": hdr, "no_failures": no_failures}
+        run_given["no_naive"] = no_naive
+        with _ended_by_sigterm():
+            run_against(context, run_given, output=output, plot_file=plot_file, progress=progress)
+        return
+    for name in ("against", "rounds", "peer_aio"):
+        if was_said(context, name):
+            raise click.UsageError(f"--{name.replace('_', '-')} is for --against")
+        del words[name]
     settings = Settings(
         kinds=_parsed(kinds) if kinds is not None else None,
         failures=not no_failures,
