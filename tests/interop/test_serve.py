@@ -20,6 +20,7 @@ from qemu.qmp import QMPClient
 import fdstash
 from tests.support.disks import ExtentSpec, FlatDisk, make_flat, make_raw
 from tests.support.fuse import HeldFs
+from tests.support.hosts import FailingLoop
 from tests.support.monitor import Client, file_options, node, reopen
 from tests.support.nbd_peers import fio, run, uri
 from tests.support.qemu_tools import QemuIo, qemu_img, qemu_io
@@ -96,7 +97,7 @@ def test_one_line_serves_an_image_until_a_signal_ends_it(
         assert same.status == 0, same
         # Across the end of the second extent.
         io(nbd, "write -P 5 200k 120k", "read -P 5 200k 120k", "write -f -P 6 512 512")
-        with QemuIo(uri(nbd)) as connected:
+        with QemuIo(uri(nbd), writeback=True) as connected:
             assert "wrote" in connected.do("write -P 7 700k 64k")
             assert client.execute("query-block-exports")[0]["id"] == "disk"
             assert daemon.end() == 0
@@ -254,6 +255,23 @@ def test_a_request_that_fails_on_the_host_is_told_to_monitors(
         assert "wrote" in guest.do(f"write -P 3 {BLOCK} 4k")
         assert daemon.end() == 0
     assert (stopped_fuse.backing / "disk.raw").read_bytes()[BLOCK:][:4096] == b"\3" * 4096
+
+
+@pytest.mark.root
+def test_the_end_flushes_and_tells_where_that_fails(
+    failing_loop: Callable[..., FailingLoop], qmp: Path, nbd: Path
+) -> None:
+    failing = failing_loop()
+    assert failing.folder is not None
+    path = make_raw(failing.folder, SIZE)
+    line = [str(path), "--format", "raw", "--mode", "r+", "--qmp", str(qmp), "--nbd", str(nbd)]
+    with serving(*line) as daemon, Client(qmp) as client, QemuIo(uri(nbd), writeback=True) as guest:
+        failing.poison(path)
+        assert "wrote" in guest.do("write -P 3 0 64k")
+        assert daemon.end() == 1
+        assert client.event("BLOCK_IO_ERROR")["operation"] == "write"
+    assert "ERROR: closing exports: " in daemon.log
+    assert "Traceback" not in daemon.log
 
 
 # -- with passed descriptors alone
