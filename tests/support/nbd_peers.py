@@ -65,6 +65,7 @@ def fio(where: str | Path, *options: str, name: str = "") -> Any:
         "--ioengine=nbd",
         f"--uri={uri(where, name)}",
         "--output-format=json",
+        "--verify_state_save=0",  # else a file in the working directory
         *options,
     )
     job = json.loads(text[text.index("{") :])["jobs"][0]

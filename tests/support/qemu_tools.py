@@ -87,14 +87,22 @@ def same_for_qemu(a: _Path, a_format: str, b: _Path, b_format: str) -> bool:
 class QemuIo:
     """A qemu-io process that has an image open until the block ends.
 
-    With `readonly` it reads and lets others read.
+    With `readonly` it reads and lets others read. Each write is durable unless `writeback`.
     """
 
     _PROMPT = "qemu-io> "
 
-    def __init__(self, path: _Path, format: str = "raw", *, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        path: _Path,
+        format: str = "raw",
+        *,
+        readonly: bool = False,
+        writeback: bool = False,
+    ) -> None:
         command = [need_program("qemu-io", "qemu-utils"), "-f", format]
         command += ["-r"] if readonly else []
+        command += ["-t", "writeback"] if writeback else []
         self._process = subprocess.Popen(
             [*command, os.fspath(path)],
             env=plain_environment(),

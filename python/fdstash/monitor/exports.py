@@ -109,6 +109,7 @@ class Exports:
         self._lock = threading.RLock()
         self._server: ExportServer | None = None
         self._exports: dict[str, _Export] = {}
+        self._unflushed = 0  # errno of the last flush that failed
         self._told: dict[str, tuple[int, int]] = {}  # by name: the second, and how many in it
 
     # -- the server
@@ -229,9 +230,15 @@ class Exports:
             ]
 
     def close(self) -> None:
-        """At the end of the daemon."""
-        if self._server is not None:
-            self.stop()
+        """At the end of the daemon. `ImageIOError` where what was written could not be flushed."""
+        if self._server is None:
+            return
+        self._unflushed = 0
+        self.stop()
+        if self._unflushed:
+            raise fdstash.ImageIOError(
+                self._unflushed, f"not flushed: {os.strerror(self._unflushed)}"
+            )
 
     # -- what the server tells
 
@@ -250,6 +257,8 @@ class Exports:
 
     def _on_error(self, name: str, operation: str, code: int) -> None:
         # Not under the lock: the server may call while it is being closed under it.
+        if operation == "flush":
+            self._unflushed = code
         node = next((e.node.name for e in list(self._exports.values()) if e.name == name), None)
         second = int(time.monotonic())
         at, count = self._told.get(name, (second, 0))

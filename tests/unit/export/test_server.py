@@ -131,6 +131,40 @@ def test_requests_in_flight_are_finished_and_later_ones_told(
     assert raw.pread(1, 0) == b"1"
 
 
+def test_a_socket_made_elsewhere_is_served_and_closed_and_its_file_stays(
+    where: str, raw: Image
+) -> None:
+    given = socket.socket(socket.AF_UNIX)
+    given.bind(where)
+    given.listen()
+    waiting = socket.socket(socket.AF_UNIX)  # since before the server had it
+    waiting.connect(where)
+    with NbdServer() as server:
+        server.listen_socket(given)
+        server.add("1", raw, writable=True)
+        assert waiting.recv(8) == b"NBDMAGIC"
+        with Client(where) as client:
+            client.write(b"z" * 512, 512)
+            assert client.read(512, 512) == b"z" * 512
+        assert given.fileno() >= 0
+    assert given.fileno() == -1
+    assert os.path.exists(where)
+    with pytest.raises(ConnectionRefusedError):
+        Client(where)
+    waiting.close()
+
+
+def test_a_closed_server_takes_no_socket_and_leaves_it_open(where: str) -> None:
+    server = NbdServer()
+    server.close()
+    with socket.socket(socket.AF_UNIX) as given:
+        given.bind(where)
+        given.listen()
+        with pytest.raises(ClosedError):
+            server.listen_socket(given)
+        assert given.fileno() >= 0
+
+
 def test_close_ends_clients_handshakes_and_sockets(where: str, raw: Image) -> None:
     gone: list[str] = []
     before = len(os.listdir("/proc/self/fd")), threading.active_count()

@@ -10,12 +10,8 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,68 +20,11 @@ from tests.support.kernel import is_direct
 from tests.support.monitor import Client, file_options
 from tests.support.need import need_program, plain_environment
 from tests.support.seen import image_descriptors
+from tests.support.serve import Daemon, serving
 from tests.support.tier import count
 
 ROOT = Path(__file__).parents[3]
-FDSTASH = [sys.executable, "-m", "fdstash.cli.main"]
 SIZE = 1 << 16
-
-
-class Daemon:
-    """The program. `log`: what it has said so far."""
-
-    def __init__(self, *arguments: str, fds: Mapping[str, int] | None = None, **env: str) -> None:
-        given = fds or {}
-        command = [*FDSTASH, "serve", *arguments]
-        if given:
-            # LISTEN_PID is the program's own, which only it knows before it starts.
-            script = (
-                "import fcntl, os, sys\n"
-                "fds = [int(n) for n in sys.argv[1].split(',')]\n"
-                "fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200) for fd in fds]\n"
-                "for to, fd in enumerate(fds, 3): os.dup2(fd, to, inheritable=True)\n"
-                "os.environ['LISTEN_PID'] = str(os.getpid())\n"
-                "os.execv(sys.argv[2], sys.argv[2:])\n"
-            )
-            numbers = ",".join(map(str, given.values()))
-            command = [sys.executable, "-c", script, numbers, *command]
-            env |= {"LISTEN_FDS": str(len(given)), "LISTEN_FDNAMES": ":".join(given)}
-        self.process = subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **env},
-            pass_fds=list(given.values()),
-        )
-        self.log = ""
-
-    def ready(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log += line
-            if "INFO: ready" in line:
-                return
-        raise AssertionError(self.log)
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        _, said = self.process.communicate(timeout=60)
-        self.log += said
-        return self.process.returncode
-
-
-@contextmanager
-def serving(*arguments: str, **more: Any) -> Iterator[Daemon]:
-    daemon = Daemon(*arguments, **more)
-    try:
-        daemon.ready()
-        yield daemon
-    finally:
-        daemon.process.kill()
-        daemon.process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
