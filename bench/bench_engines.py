@@ -1,6 +1,6 @@
 """Which engine moves bytes for the least, in which cache mode? `auto` follows what this finds.
 
-A queue of depth 32, 4 KiB at random, a whole list of offsets in one call, so that no Python is
+4 KiB at random, one, four or 32 at once, a whole list of offsets in one call, so that no Python is
 measured.
 """
 
@@ -20,28 +20,28 @@ from bench.results import question
 
 ASKED = question(
     __file__,
-    "What does a request of 4 KiB cost with 32 at once, by engine?",
+    "What does a request of 4 KiB cost, by engine and by how many are in flight?",
     "the engine psync: system calls that wait",
 )
 
 SIZE = 64 << 20
-REQUESTS = 1000
-DEPTH = 32
+#: Of one pass: fewer where each waits for the device.
+REQUESTS = {"cached": 1000, "direct": 200}
 
 
 @pytest.fixture(scope="module", params=["tmpfs-cached", "ext4-cached", "ext4-direct"])
-def image(request: pytest.FixtureRequest) -> Iterator[tuple[str, fdstash.Image]]:
+def image(request: pytest.FixtureRequest) -> Iterator[tuple[str, int, fdstash.Image]]:
     place, mode = request.param.split("-")
     folder: Path = request.getfixturevalue(place)
     folder = folder / f"engines-{mode}"
     folder.mkdir()
     cache = "none" if mode == "direct" else "writeback"
     with fdstash.open(twin(folder, SIZE), "r+", format="raw", cache=cache) as opened:
-        yield f"{place}, {mode}", opened
+        yield f"{place}, {mode}", REQUESTS[mode], opened
 
 
-def many(queue: fdstash.Queue, kind: str, memory: fdstash.AlignedBuffer) -> Pass:
-    offsets = array.array("q", random_offsets(SIZE, REQUESTS))
+def many(queue: fdstash.Queue, kind: str, requests: int, memory: fdstash.AlignedBuffer) -> Pass:
+    offsets = array.array("q", random_offsets(SIZE, requests))
     if kind == "read":
         return lambda: queue.read_many(offsets, BLOCK, memory)
     return lambda: queue.write_many(offsets, BLOCK, memory)
@@ -49,22 +49,27 @@ def many(queue: fdstash.Queue, kind: str, memory: fdstash.AlignedBuffer) -> Pass
 
 @pytest.mark.parametrize("kind", ["read", "write"])
 @pytest.mark.parametrize("engine", ["auto", "io_uring", "threads"])
+@pytest.mark.parametrize("depth", [1, 4, 32])
 def test_engine(
-    benchmark: BenchmarkFixture, image: tuple[str, fdstash.Image], engine: str, kind: str
+    benchmark: BenchmarkFixture,
+    image: tuple[str, int, fdstash.Image],
+    depth: int,
+    engine: str,
+    kind: str,
 ) -> None:
-    place, opened = image
+    place, requests, opened = image
     with ExitStack() as stack:
-        memory = stack.enter_context(fdstash.AlignedBuffer(REQUESTS * BLOCK))
+        memory = stack.enter_context(fdstash.AlignedBuffer(requests * BLOCK))
         # Closed before the memory, which they have pinned.
-        ours = stack.enter_context(opened.queue(DEPTH, engine=engine))
-        peer = stack.enter_context(opened.queue(DEPTH, engine="psync"))
+        ours = stack.enter_context(opened.queue(depth, engine=engine))
+        peer = stack.enter_context(opened.queue(depth, engine="psync"))
         ours.pin(memory)
         compare(
             benchmark,
             ASKED,
-            f"{place}, {kind}, {engine}",
-            many(ours, kind, memory),
-            many(peer, kind, memory),
-            requests=REQUESTS,
-            full=400,
+            f"{place}, {kind}, depth {depth}, {engine}",
+            many(ours, kind, requests, memory),
+            many(peer, kind, requests, memory),
+            requests=requests,
+            full=200,
         )

@@ -1,5 +1,5 @@
-# The extension module fdstash._native, built by scikit-build-core only: plain
-# CMake 3.25 knows neither Development.SABIModule nor USE_SABI.
+# The extension modules fdstash._native and fdstash._calls, built by scikit-build-core
+# only: plain CMake 3.25 knows neither Development.SABIModule nor USE_SABI.
 
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module ${SKBUILD_SABI_COMPONENT})
 
@@ -30,4 +30,12 @@ if(SKBUILD_SABI_VERSION)
 endif()
 python_add_library(_native MODULE ${native_c} WITH_SOABI ${stable_abi})
 target_link_libraries(_native PRIVATE fdstash_load fdstash_nbd)
-install(TARGETS _native LIBRARY DESTINATION fdstash COMPONENT python)
+
+# It has the declarations of the core and no copy of it, which must exist once in a process.
+set(calls ${PROJECT_SOURCE_DIR}/python/native)
+python_add_library(_calls MODULE ${calls}/arguments.c ${calls}/calls.c ${calls}/pinned.c
+  WITH_SOABI ${stable_abi})
+target_include_directories(_calls PRIVATE ${PROJECT_SOURCE_DIR}/csrc/include)
+target_link_libraries(_calls PRIVATE fdstash_warnings)
+
+install(TARGETS _native _calls LIBRARY DESTINATION fdstash COMPONENT python)

@@ -286,7 +286,8 @@ enum fdstash_image_flags {
 enum fdstash_request_flags {
     FDSTASH_FUA = 1,   /* this write is durable when it returns */
     FDSTASH_UNMAP = 2, /* zero: the host may free the space */
-    FDSTASH_FAST = 4   /* zero: -EOPNOTSUPP rather than pages of zeros written */
+    FDSTASH_FAST = 4,  /* zero: -EOPNOTSUPP rather than pages of zeros written */
+    FDSTASH_MARK = 8   /* of a queue: for the driver, by whom the format is told of a change */
 };
 
 /* Classes of requests that the gate tells apart; each is a bit of a mask. */
@@ -307,6 +308,10 @@ void fdstash_image_free(fdstash_image *image);
 uint64_t fdstash_image_size(fdstash_image *image);
 uint32_t fdstash_image_flags(fdstash_image *image);
 void fdstash_image_set_flags(fdstash_image *image, uint32_t flags);
+/* Whether the format has marked its header as written to, for who makes requests with
+ * FDSTASH_MARK until it has. Any thread. */
+void fdstash_image_set_marked(fdstash_image *image, int marked);
+int fdstash_image_is_marked(const fdstash_image *image);
 
 /* Returned, negated, by a request that needs the driver: nothing was done, and the
  * call is to be made again with a fdstash_need, within fdstash_image_enter. */

@@ -16,36 +16,30 @@ typedef struct fdstash_nbd_plan {
     uint32_t context; /* the id of base:allocation */
     uint32_t largest; /* bytes of a read or write; what is longer is refused */
     uint32_t reserved;
-    uint64_t memory;        /* bytes for what is read and written, at least `largest` */
-    const uint32_t *marked; /* 0: the format is to be asked before a change; outlives it all */
-    const void *early;      /* what was received behind the handshake */
-    size_t early_length;    /* bytes, at most FDSTASH_NBD_EARLY */
+    uint64_t memory;     /* bytes for what is read and written, at least `largest` */
+    const void *early;   /* what was received behind the handshake */
+    size_t early_length; /* bytes, at most FDSTASH_NBD_EARLY */
 } fdstash_nbd_plan;
 
 enum fdstash_nbd_limits { FDSTASH_NBD_EARLY = 65536 };
 
-enum fdstash_nbd_event_kind {
-    FDSTASH_NBD_CHANGE = 1, /* bytes are about to be changed: the caller sets `error` */
-    FDSTASH_NBD_FAILED = 2  /* a request has failed; told at most ten times a second */
-};
-
-/* Why fdstash_nbd_run came back. */
-typedef struct fdstash_nbd_event {
-    uint32_t kind;
-    uint32_t command; /* NBD_CMD_ */
+/* A request that has failed. */
+typedef struct fdstash_nbd_failure {
     uint64_t offset;
     uint32_t length;
-    int32_t error; /* errno, positive; 0: none */
-} fdstash_nbd_event;
+    uint32_t command; /* NBD_CMD_ */
+    int32_t error;    /* errno, positive */
+    uint32_t reserved;
+} fdstash_nbd_failure;
 
 /* The queue must be empty, serve nothing else, and outlive the connection. -EINVAL. */
 int fdstash_nbd_new(fdstash_queue *queue, const fdstash_nbd_plan *plan, fdstash_nbd **out);
 /* After fdstash_queue_drain at the latest. */
 void fdstash_nbd_free(fdstash_nbd *nbd);
 /* Owner of the queue. Serves the client until it goes, breaks the protocol, or is told
- * to: 0. 1: *event says what is to be seen to, and the call is to be made again with it;
- * so it is after -FDSTASH_NEEDS, which is that of fdstash_queue_wait. */
-int fdstash_nbd_run(fdstash_nbd *nbd, fdstash_nbd_event *event);
+ * to: 0. The call is to be made again after 1, when a request has failed (of each command
+ * at most ten are told a second), and after -FDSTASH_NEEDS, that of fdstash_queue_wait. */
+int fdstash_nbd_run(fdstash_nbd *nbd, fdstash_nbd_failure *failure);
 /* Answers what was received and not begun with ESHUTDOWN, finishes what was begun, and
  * ends. abandon: does not wait for the client to take replies. Any thread. */
 void fdstash_nbd_stop(fdstash_nbd *nbd, int abandon);

@@ -16,7 +16,7 @@ enum {
 static int is_sound(const fdstash_nbd_plan *plan)
 {
     return plan->depth >= 1 && plan->depth <= FDSTASH_MAX_DEPTH && plan->largest >= 1 &&
-           plan->largest <= FDSTASH_MAX_REQUEST && plan->memory >= plan->largest && plan->marked &&
+           plan->largest <= FDSTASH_MAX_REQUEST && plan->memory >= plan->largest &&
            plan->early_length <= FDSTASH_NBD_EARLY;
 }
 
@@ -121,13 +121,10 @@ static void wait_for_more(struct fdstash_nbd *nbd)
         wait_for_any(nbd);
 }
 
-int fdstash_nbd_run(fdstash_nbd *nbd, fdstash_nbd_event *event)
+int fdstash_nbd_run(fdstash_nbd *nbd, fdstash_nbd_failure *failure)
 {
-    if (nbd->change_asked && event->kind == FDSTASH_NBD_CHANGE)
-        nbd->change_error = event->error;
     for (;;) {
-        if (nbd_parse(nbd, BATCH, event))
-            return 1;
+        nbd_parse(nbd, BATCH);
         int collected = collect(nbd);
         if (collected < 0)
             return collected;
@@ -135,7 +132,7 @@ int fdstash_nbd_run(fdstash_nbd *nbd, fdstash_nbd_event *event)
         nbd_send(nbd);
         if (nbd->failure_waits) {
             nbd->failure_waits = 0;
-            *event = nbd->failure;
+            *failure = nbd->failure;
             return 1;
         }
         if (is_over(nbd))

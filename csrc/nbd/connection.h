@@ -54,10 +54,8 @@ struct fdstash_nbd {
     struct nbd_list replies; /* not sent yet */
     uint64_t sent;           /* bytes of the first of them */
 
-    int change_asked; /* the caller has been asked about the request that is next */
-    int change_error; /* and this is what it said */
-    int failure_waits;
-    fdstash_nbd_event failure;
+    int failure_waits; /* to be told */
+    fdstash_nbd_failure failure;
     int64_t told_ns[NBD_COMMANDS]; /* when a failure of the command was last told */
 };
 
@@ -66,9 +64,8 @@ enum { NBD_RECEIVE_SIZE = 131072 };
 
 /* ---- receive.c ---- */
 
-/* Parses what was received and hands requests to the queue, up to `most` of them:
- * whether *event asks for the caller. */
-int nbd_parse(struct fdstash_nbd *nbd, unsigned most, fdstash_nbd_event *event);
+/* Parses what was received and hands requests to the queue, up to `most` of them. */
+void nbd_parse(struct fdstash_nbd *nbd, unsigned most);
 /* Receives once: whether anything came. Without `wait` only what is there. */
 int nbd_receive(struct fdstash_nbd *nbd, int wait);
 /* Whether there is room for more. */
@@ -80,7 +77,6 @@ int nbd_may_receive(const struct fdstash_nbd *nbd);
 uint32_t nbd_error_of(int error);
 /* Why a request is refused. */
 uint32_t nbd_refusal(const struct fdstash_nbd *nbd, const struct nbd_header *header);
-int nbd_changes(const struct nbd_header *header);
 /* A slot, with a buffer for it unless *error says that it is refused; where there is no
  * memory at all that is in *error. NULL: not now. */
 struct nbd_request *nbd_take(struct fdstash_nbd *nbd, const struct nbd_header *header,

@@ -5,14 +5,21 @@
 
 #include "connection.h"
 
-static void end_input(struct fdstash_nbd *nbd)
+/* Nothing more comes. */
+static void end_stream(struct fdstash_nbd *nbd)
 {
     nbd->input_ended = 1;
-    nbd->start = nbd->end = 0;
     nbd->skip = 0;
     if (nbd->receiving)
         nbd_give_back(nbd, nbd->receiving);
     nbd->receiving = NULL;
+}
+
+/* And what has come is not to be looked at. */
+static void end_input(struct fdstash_nbd *nbd)
+{
+    end_stream(nbd);
+    nbd->start = nbd->end = 0;
 }
 
 /* ---------------------------------------------------------------- parsing -- */
@@ -47,73 +54,49 @@ static int fill_payload(struct fdstash_nbd *nbd)
     return 1;
 }
 
-/* Whether the caller is to be asked before the request. */
-static int asks(struct fdstash_nbd *nbd, const struct nbd_header *header, fdstash_nbd_event *event)
-{
-    if (nbd->change_asked || !nbd_changes(header) ||
-        __atomic_load_n(nbd->plan.marked, __ATOMIC_ACQUIRE))
-        return 0;
-    nbd->change_asked = 1;
-    *event = (fdstash_nbd_event){.kind = FDSTASH_NBD_CHANGE,
-                                 .command = header->command,
-                                 .offset = header->offset,
-                                 .length = header->length};
-    return 1;
-}
-
-enum next { NEXT_TAKEN, NEXT_ASKS, NEXT_WAITS };
-
-static enum next take_next(struct fdstash_nbd *nbd, const struct nbd_header *header,
-                           fdstash_nbd_event *event)
+/* Whether there was room for it. */
+static int take_next(struct fdstash_nbd *nbd, const struct nbd_header *header)
 {
     uint32_t error = nbd_refusal(nbd, header);
-    if (error == NBD_OK && asks(nbd, header, event))
-        return NEXT_ASKS;
-    if (error == NBD_OK && nbd->change_asked)
-        error = nbd_error_of(nbd->change_error);
     struct nbd_request *request = nbd_take(nbd, header, &error);
     if (!request)
-        return NEXT_WAITS;
-    nbd->change_asked = 0;
-    nbd->change_error = 0;
+        return 0;
     nbd->start += NBD_REQUEST_SIZE;
     if (error != NBD_OK) {
         if (header->command == NBD_CMD_WRITE)
             nbd->skip = header->length;
         nbd_reply_error(nbd, request, error);
-    } else if (header->command == NBD_CMD_WRITE) {
+    } else if (header->command == NBD_CMD_WRITE && header->length > 0) {
         nbd->receiving = request;
         nbd->missing = header->length;
     } else {
         nbd_begin(nbd, request);
     }
-    return NEXT_TAKEN;
+    return 1;
 }
 
-int nbd_parse(struct fdstash_nbd *nbd, unsigned most, fdstash_nbd_event *event)
+void nbd_parse(struct fdstash_nbd *nbd, unsigned most)
 {
     nbd->stalled = 0;
     nbd->more = 0;
     for (unsigned taken = 0;; taken++) {
-        if (nbd->skip > 0 && !skip_payload(nbd))
-            return 0;
-        if (nbd->receiving && !fill_payload(nbd))
-            return 0;
         struct nbd_header header;
+        if (nbd->skip > 0 && !skip_payload(nbd))
+            return;
+        if (nbd->receiving && !fill_payload(nbd))
+            return;
         if (unparsed(nbd) < NBD_REQUEST_SIZE)
-            return 0;
-        if (taken == most) {
-            nbd->more = 1;
-            return 0;
-        }
+            return;
+        nbd->more = taken == most;
+        if (nbd->more)
+            return;
         if (!nbd_decode(nbd->received + nbd->start, &header) || header.command == NBD_CMD_DISC) {
             end_input(nbd);
-            return 0;
+            return;
         }
-        enum next next = take_next(nbd, &header, event);
-        nbd->stalled = next == NEXT_WAITS;
-        if (next != NEXT_TAKEN)
-            return next == NEXT_ASKS;
+        nbd->stalled = !take_next(nbd, &header);
+        if (nbd->stalled)
+            return;
     }
 }
 
@@ -151,12 +134,7 @@ int nbd_receive(struct fdstash_nbd *nbd, int wait)
     if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
         return 0;
     if (count <= 0) {
-        /* What has been received is still to be served. */
-        nbd->input_ended = 1;
-        if (nbd->receiving)
-            nbd_give_back(nbd, nbd->receiving);
-        nbd->receiving = NULL;
-        nbd->skip = 0;
+        end_stream(nbd);
         return 1;
     }
     uint64_t to_payload = (uint64_t)count < direct ? (uint64_t)count : direct;

@@ -64,11 +64,6 @@ static int writes(uint16_t command)
     return command == NBD_CMD_WRITE || command == NBD_CMD_TRIM || command == NBD_CMD_WRITE_ZEROES;
 }
 
-int nbd_changes(const struct nbd_header *header)
-{
-    return writes(header->command) && header->length > 0;
-}
-
 static uint32_t range_error(const struct fdstash_nbd *nbd, const struct nbd_header *header)
 {
     uint64_t size = fdstash_image_size(nbd->image);
@@ -236,6 +231,8 @@ void nbd_begin(struct fdstash_nbd *nbd, struct nbd_request *request)
             .runs = (fdstash_status_run *)(void *)request->buffer,
             .capacity = (uint32_t)(memory_for(header) / sizeof(fdstash_status_run))};
     fdstash_request wanted = translated(request);
+    if (writes(header->command) && !fdstash_image_is_marked(nbd->image))
+        wanted.flags |= FDSTASH_MARK;
     int id = fdstash_queue_add(nbd->queue, &wanted);
     if (id < 0) {
         nbd_reply_error(nbd, request, nbd_error_of(-id));
@@ -256,11 +253,10 @@ static void note_failure(struct fdstash_nbd *nbd, const struct nbd_header *heade
         return;
     *told = now;
     nbd->failure_waits = 1;
-    nbd->failure = (fdstash_nbd_event){.kind = FDSTASH_NBD_FAILED,
-                                       .command = header->command,
-                                       .offset = header->offset,
-                                       .length = header->length,
-                                       .error = error};
+    nbd->failure = (fdstash_nbd_failure){.offset = header->offset,
+                                         .length = header->length,
+                                         .command = header->command,
+                                         .error = error};
 }
 
 /* Whether there is another step to be made. */

@@ -22,6 +22,7 @@ int fdstash_image_new(fdstash_layer *layer, uint32_t flags, fdstash_image **out)
     layer_ref(layer);
     atomic_init(&image->layer, layer);
     atomic_init(&image->flags, flags);
+    atomic_init(&image->marked, 0);
     image->epoch = owned_epoch();
     describe(image, layer);
     *out = image;
@@ -85,6 +86,16 @@ uint32_t fdstash_image_flags(fdstash_image *image)
 void fdstash_image_set_flags(fdstash_image *image, uint32_t flags)
 {
     atomic_store(&image->flags, flags);
+}
+
+void fdstash_image_set_marked(fdstash_image *image, int marked)
+{
+    atomic_store(&image->marked, marked != 0);
+}
+
+int fdstash_image_is_marked(const fdstash_image *image)
+{
+    return atomic_load_explicit(&image->marked, memory_order_acquire);
 }
 
 int fdstash_image_hold(fdstash_image *image, uint32_t mask, int drain, int64_t timeout_ns)

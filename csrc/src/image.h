@@ -15,6 +15,7 @@ struct fdstash_image {
     _Atomic uint32_t flags; /* enum fdstash_image_flags */
     _Atomic uint64_t size;
     _Atomic uint32_t whole_pages; /* of the current layer */
+    _Atomic int marked;           /* the header is, as written to */
     uint64_t epoch;               /* of the process that opened it */
 };
 

@@ -102,15 +102,20 @@ static int64_t read_cached(struct fdstash_queue *queue, const struct queue_piece
     return moved;
 }
 
-static uint32_t in_flight(const struct fdstash_queue *queue)
+/* Requests that are in flight, or could be: those of a batch that are done at once never
+ * are many. */
+static uint64_t in_flight(const struct fdstash_queue *queue, const struct queue_piece *piece)
 {
-    return atomic_load_explicit(&queue->taken, memory_order_relaxed);
+    const struct fdstash_batch *batch = piece->slot->batch;
+    uint64_t taken = atomic_load_explicit(&queue->taken, memory_order_relaxed);
+    uint64_t more = batch ? batch->count - batch->next : 0;
+    return more < queue->depth - taken ? taken + more : queue->depth;
 }
 
 /* Whether the threads of the kernel are worth it for a read from tmpfs. */
 static int is_for_many(const struct fdstash_queue *queue, const struct queue_piece *piece)
 {
-    return queue->ring && queue->processors > 1 && in_flight(queue) >= FOR_THREADS &&
+    return queue->ring && queue->processors > 1 && in_flight(queue, piece) >= FOR_THREADS &&
            ring_has_pinned(queue->ring, piece->memory, piece->length);
 }
 
@@ -121,7 +126,7 @@ static int64_t move_cached(struct fdstash_queue *queue, const struct queue_piece
         return move_plainly(piece);
     if (filesystem_is_memory(piece->file->filesystem))
         return is_for_many(queue, piece) ? -EAGAIN : move_plainly(piece);
-    return queue->ring && in_flight(queue) >= FOR_RING ? -EAGAIN : read_cached(queue, piece);
+    return queue->ring && in_flight(queue, piece) >= FOR_RING ? -EAGAIN : read_cached(queue, piece);
 }
 
 static int is_direct(const struct queue_piece *piece)

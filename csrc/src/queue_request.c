@@ -286,6 +286,10 @@ int slot_start(struct fdstash_queue *queue, struct queue_slot *slot)
     slot->needs_driver = 0;
     slot->zeros = 1;
     slot->result = 0;
+    if (slot->request.flags & FDSTASH_MARK) {
+        queue_to_driver(queue, slot);
+        return 0;
+    }
     int rc = begin(queue, slot);
     if (rc == -EAGAIN)
         return rc;

@@ -1,4 +1,4 @@
-"""The only importer of the extension, and the only translation of its errors.
+"""The only importer of the extensions, and the only translation of its errors.
 
 The C core returns 0 or a count on success and ``-errno`` on failure. Every call
 releases the GIL.
@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from fdstash import _calls
+from fdstash._calls import Reads, Writes
 from fdstash._native import ffi, lib
 from fdstash.errors import ClosedError, ImageIOError, LockError, RefusedError
 
-__all__ = ["check", "ffi", "lib", "raise_for"]
+__all__ = ["Reads", "Writes", "address", "check", "ffi", "lib", "raise_for"]
 
 _Raised = type[ImageIOError] | type[LockError] | type[RefusedError]
+
+
+def address(pointer: Any) -> int:
+    """Of what the core's pointer leads to."""
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+_calls.bind(
+    address(ffi.addressof(lib, "fdstash_image_size")),
+    address(ffi.addressof(lib, "fdstash_image_preadv")),
+    address(ffi.addressof(lib, "fdstash_image_pwritev")),
+)
 
 
 def raise_for(

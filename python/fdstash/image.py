@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from fdstash import needs
 from fdstash import reopen as transaction
-from fdstash._ffi import ffi, lib, raise_for
+from fdstash._ffi import Writes, lib, raise_for
 from fdstash.aio import AsyncImage
 from fdstash.backing import Backing, backing_at
 from fdstash.cache import cache_mode
@@ -81,7 +81,7 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     return Image(state)
 
 
-class Image(Reader):
+class Image(Reader, Writes):
     """An open disk image; made by `open`.
 
     Offsets and sizes are bytes. Every method may be called from any thread; reads
@@ -90,7 +90,7 @@ class Image(Reader):
     """
 
     def __init__(self, state: ImageState) -> None:
-        super().__init__(state.core, state.name)
+        super().__init__(state.core, state.name, state.mark)
         self._state = state
         self._aio: AsyncImage | None = None
 
@@ -155,40 +155,6 @@ class Image(Reader):
         return iterate(state.core, lambda: (state.graph.files, state.graph.layer), offset, end)
 
     # -- requests
-
-    def pwrite(self, data: Any, offset: int, *, fua: bool = False) -> int:
-        """Write all of `data`; returns its length. `fua`: durable when it returns.
-
-        ENOSPC past the end (nothing is written), EBADF on an ``r`` image, EROFS
-        where an extent must not be written, EDEADLK from a `prepare` callable.
-        """
-        check_range(0, offset)
-        with ffi.from_buffer("char[]", data) as view:
-            if not self._state.marked:
-                self._mark(len(view), offset)
-            flags = lib.FDSTASH_FUA if fua else 0
-            done: int = lib.fdstash_image_pwrite(self._core, view, len(view), offset, flags)
-            if done == NEEDS:
-                iov = ffi.new("fdstash_iovec[]", [(view, len(view))])
-                done = needs.write(self._state.core, self._clusters, iov, offset, flags)
-        if done < 0:
-            self._fail(done)
-        return done
-
-    def pwritev(self, buffers: Sequence[Any], offset: int, *, fua: bool = False) -> int:
-        """As `pwrite`, of several buffers in turn."""
-        check_range(0, offset)
-        with ExitStack() as pinned:
-            iov = gather(pinned, buffers, writable=False)
-            if not self._state.marked:
-                self._mark(sum(entry.length for entry in iov), offset)
-            flags = lib.FDSTASH_FUA if fua else 0
-            done: int = lib.fdstash_image_pwritev(self._core, iov, len(iov), offset, flags)
-            if done == NEEDS:
-                done = needs.write(self._state.core, self._clusters, iov, offset, flags)
-        if done < 0:
-            self._fail(done)
-        return done
 
     def zero(self, n: int, offset: int, *, unmap: bool = False, fua: bool = False) -> None:
         """Make [offset, offset + n) read as zeros; `unmap` lets the host free the space."""
@@ -347,6 +313,15 @@ class Image(Reader):
             return f"<Image {self.name!r} closed>"
         return f"<Image {self.name!r} {self.format} {self.mode} cache={self.cache}>"
 
+    def _pwritev_needs(self, buffers: Sequence[Any], offset: int, flags: int) -> int:
+        """What `Writes` leaves to Python, beside `_mark`."""
+        with ExitStack() as pinned:
+            iov = gather(pinned, buffers, writable=False)
+            done = needs.write(self._state.core, self._clusters, iov, offset, flags)
+        if done < 0:
+            self._fail(done)
+        return done
+
     def _clusters(self) -> ClusterMap | None:
         return self._state.graph.clusters
 
@@ -363,6 +338,6 @@ class Image(Reader):
                 if state.graph.writable and not state.marked:
                     if state.graph.source.mark:
                         state.graph.format.before_first_write()
-                    state.set_marked(marked=True)
+                    state.marked = True
         finally:
             state.core.leave(ticket, kind)

@@ -164,7 +164,7 @@ class PathChange:
 
     def settle(self) -> None:
         """The new header is not marked as written to."""
-        self.state.set_marked(marked=False)
+        self.state.marked = False
 
     def finish(self, until: float | None) -> Outcome:
         """Close the old graph once no request uses it."""

@@ -78,7 +78,6 @@ class Queue:
         self._handle = out[0]
         self._state = state
         self._image_mark = mark
-        self.marked = state.marked_cell  #: a `uint32_t *`: whether `before_write` would do nothing
         self._depth = depth
         self._owner = threading.Lock()
         self._request = ffi.new("fdstash_request *")
@@ -363,7 +362,7 @@ class Queue:
         """Whether the call is to be made again."""
         if rc == NEEDS:
             if self._server is None:
-                self._server = Server(self._state, self._handle)
+                self._server = Server(self._state, self._image_mark, self._handle)
                 self._server.start()
             return True
         if rc == -errno.EINTR:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 from fdstash import needs
-from fdstash._ffi import ffi, lib, raise_for
+from fdstash._ffi import Reads, address, ffi, raise_for
 from fdstash.datapath import DataPath
-from fdstash.needs import NEEDS
-from fdstash.requests import REASONS, check_range, gather
+from fdstash.requests import REASONS, gather, refuse_range
 
 __all__ = ["Reader"]
 
 _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
-class Reader:
-    """What `Image` and `Backing` have in common. Any thread."""
+class Reader(Reads):
+    """What `Image` and `Backing` have in common. Any thread.
 
-    def __init__(self, data: DataPath, name: str) -> None:
+    `marked`: the core's byte that says whether the first write has been announced; None where
+    there is no write.
+    """
+
+    def __init__(self, data: DataPath, name: str, marked: Any = None) -> None:
+        byte = ffi.NULL if marked is None else marked
+        super().__init__((data.handle, marked), address(data.handle), address(byte))
         self._data = data
         self._core = data.handle
         self._name = name
@@ -30,38 +36,25 @@ class Reader:
         """What the image is called: its path, unless `open` was told otherwise."""
         return self._name
 
-    def pread(self, n: int, offset: int) -> bytes:
-        """Up to `n` bytes at `offset`; short only at the end of the image."""
-        check_range(n, offset)
-        left = max(0, self._data.size - offset)
-        n = min(n, left)
-        buffer = _uncleared("char[]", n or 1)
-        got = lib.fdstash_image_pread(self._core, buffer, n, offset)
-        if got == NEEDS:
-            got = needs.read(self._data, ffi.new("fdstash_iovec[]", [(buffer, n)]), offset)
+    # What `Reads` leaves to Python.
+
+    def _pread_needs(self, n: int, offset: int) -> bytes:
+        buffer = _uncleared("char[]", n)
+        got = needs.read(self._data, ffi.new("fdstash_iovec[]", [(buffer, n)]), offset)
         if got < 0:
             self._fail(got)
         data: bytes = ffi.buffer(buffer, got)[:]
         return data
 
-    def preadv(self, buffers: Sequence[Any], offset: int) -> int:
-        """Fill writable buffers in turn; returns the bytes read, short only at the end."""
-        check_range(0, offset)
-        if len(buffers) == 1:
-            with ffi.from_buffer("char[]", buffers[0], require_writable=True) as view:
-                got: int = lib.fdstash_image_pread(self._core, view, len(view), offset)
-                if got == NEEDS:
-                    iov = ffi.new("fdstash_iovec[]", [(view, len(view))])
-                    got = needs.read(self._data, iov, offset)
-        else:
-            with ExitStack() as pinned:
-                iov = gather(pinned, buffers, writable=True)
-                got = lib.fdstash_image_preadv(self._core, iov, len(iov), offset)
-                if got == NEEDS:
-                    got = needs.read(self._data, iov, offset)
+    def _preadv_needs(self, buffers: Sequence[Any], offset: int) -> int:
+        with ExitStack() as pinned:
+            got = needs.read(self._data, gather(pinned, buffers, writable=True), offset)
         if got < 0:
             self._fail(got)
         return got
 
-    def _fail(self, rc: int) -> None:
+    def _refuse_range(self, n: SupportsIndex, offset: SupportsIndex) -> NoReturn:
+        refuse_range(operator.index(n), operator.index(offset))
+
+    def _fail(self, rc: int) -> NoReturn:
         raise_for(rc, self._name, REASONS.get(-rc))

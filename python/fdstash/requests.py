@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 from fdstash._ffi import ffi
 from fdstash.errors import ImageIOError
 
-__all__ = ["REASONS", "check_range", "gather", "integers", "unpin"]
+__all__ = ["REASONS", "check_range", "gather", "integers", "refuse_range", "unpin"]
 
 #: By errno: what a request was refused for.
 REASONS = {
@@ -25,7 +25,12 @@ REASONS = {
 def check_range(n: int, offset: int) -> None:
     """Raises `ImageIOError` (EINVAL) for what no file can have."""
     if n < 0 or offset < 0 or n + offset >= 1 << 63:
-        raise ImageIOError(errno.EINVAL, f"no such range: {n} bytes at {offset}")
+        refuse_range(n, offset)
+
+
+def refuse_range(n: int, offset: int) -> NoReturn:
+    """Raises that."""
+    raise ImageIOError(errno.EINVAL, f"no such range: {n} bytes at {offset}")
 
 
 def gather(pinned: ExitStack, buffers: Sequence[Any], *, writable: bool) -> Any:

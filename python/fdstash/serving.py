@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from fdstash import needs
@@ -25,9 +26,10 @@ class Server(threading.Thread):
     meanwhile.
     """
 
-    def __init__(self, state: ImageState, handle: Any) -> None:
+    def __init__(self, state: ImageState, mark: Callable[[int, int], None], handle: Any) -> None:
         super().__init__(name="fdstash-driver", daemon=True)
         self._state = state
+        self._mark = mark
         self._handle = handle
 
     def run(self) -> None:
@@ -52,6 +54,9 @@ class Server(threading.Thread):
         """As the methods of `Image`: what needs no driver any more is not given to it."""
         core, present = self._state.core, lambda: self._state.graph.clusters
         n, offset, flags = request.length, request.offset, request.flags
+        if flags & lib.FDSTASH_MARK:
+            self._mark(n, offset)
+            flags &= ~lib.FDSTASH_MARK
         iov = ffi.new("fdstash_iovec[]", [(request.buffer, n)])
         match request.operation:
             case lib.FDSTASH_OP_READ:

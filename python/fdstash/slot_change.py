@@ -219,7 +219,7 @@ class SlotChange:
                 file.writable = self.writable and file.may_write
         warnings: tuple[str, ...] = ()
         if self._before[0] and not self.writable and graph.source.lock:
-            self.state.set_marked(marked=False)
+            self.state.marked = False
             if not graph.locks.narrow():
                 warnings = ("the write locks could not be dropped and are still held",)
         routes, changed = self._swap.routes(), self._swap.changed

@@ -51,21 +51,25 @@ class ImageState:
         self.retired_maps: list[Map] = []
         self.closed = False
         self.busy = False
-        #: Whether the format has marked its header as written to; and the same for the core.
-        self.marked = False
-        self.marked_cell = ffi.new("uint32_t *")
+        #: `marked`, where `Writes` looks at it without Python.
+        self.mark = ffi.new("uint8_t *")
         self.mark_lock = threading.Lock()
         _live.add(self)
+
+    @property
+    def marked(self) -> bool:
+        """Whether the format has marked its header as written to."""
+        return bool(self.mark[0])
+
+    @marked.setter
+    def marked(self, marked: bool) -> None:
+        self.mark[0] = marked
+        lib.fdstash_image_set_marked(self.core.handle, marked)
 
     def check_open(self) -> None:
         """Raises `ClosedError`."""
         if self.closed:
             raise ClosedError(f"the image {self.name!r} is closed")
-
-    def set_marked(self, *, marked: bool) -> None:
-        """Say whether the format has marked its header as written to."""
-        self.marked = marked
-        self.marked_cell[0] = marked
 
     def begin(self, until: float | None) -> None:
         """Take the image for a reopen, by then (`time.monotonic`) at the latest.

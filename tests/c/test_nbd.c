@@ -17,27 +17,18 @@ struct served {
     fdstash_nbd *nbd;
     pthread_t thread;
     int ours, its; /* the ends of the socket */
-    uint32_t marked;
-    int changes;      /* events */
-    int change_error; /* the answer to the next */
-    int failures;
+    int failures;  /* told */
 };
 
 static void *serve(void *argument)
 {
     struct served *served = argument;
-    fdstash_nbd_event event = {0};
+    fdstash_nbd_failure failure;
     int rc;
-    while ((rc = fdstash_nbd_run(served->nbd, &event)) == 1) {
-        if (event.kind == FDSTASH_NBD_CHANGE) {
-            served->changes++;
-            event.error = served->change_error;
-            served->change_error = 0;
-            served->marked = event.error == 0;
-        } else {
-            CHECK_EQUAL(event.kind, FDSTASH_NBD_FAILED);
-            served->failures++;
-        }
+    /* Until the test asks for them, requests for a driver have none. */
+    while ((rc = fdstash_nbd_run(served->nbd, &failure)) != 0) {
+        CHECK(rc == 1 || rc == -FDSTASH_NEEDS);
+        served->failures += rc == 1;
     }
     CHECK_EQUAL(rc, 0);
     shutdown(served->its, SHUT_WR);
@@ -50,6 +41,7 @@ static void begin(struct served *served, uint32_t flags)
     memset(served, 0, sizeof(*served));
     make_file(&served->file, SIZE);
     served->image = make_image(&served->file, 1, SIZE, 0);
+    fdstash_image_set_marked(served->image, 1);
     CHECK_EQUAL(fdstash_queue_new(served->image, 8, FDSTASH_ENGINE_AUTO, 0, &served->queue, &why),
                 0);
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
@@ -60,8 +52,7 @@ static void begin(struct served *served, uint32_t flags)
                              .depth = 8,
                              .context = 5,
                              .largest = 65536,
-                             .memory = 2 * 65536,
-                             .marked = &served->marked};
+                             .memory = 2 * 65536};
     CHECK_EQUAL(fdstash_nbd_new(served->queue, &plan, &served->nbd), 0);
     CHECK_EQUAL(pthread_create(&served->thread, NULL, serve, served), 0);
 }
@@ -168,27 +159,49 @@ static void test_structured_replies_have_one_chunk(void)
     end(&served);
 }
 
-static void test_the_caller_is_asked_before_the_first_change(void)
+static void test_what_changes_an_unmarked_image_is_for_the_driver(void)
 {
     struct served served;
     const char data[512] = {1};
+    char found[512];
     begin(&served, FDSTASH_NBD_WRITABLE);
-    served.change_error = ENOSPC;
+    fdstash_image_set_marked(served.image, 0);
     ask(&served, NBD_CMD_WRITE, 0, SIZE, sizeof(data)); /* refused: no change */
     put(&served, data, sizeof(data));
     check_simple(&served, NBD_ENOSPC);
-    CHECK_EQUAL(served.changes, 0);
-    for (uint32_t error = NBD_ENOSPC;; error = NBD_OK) {
-        ask(&served, NBD_CMD_WRITE, 0, 0, sizeof(data));
-        put(&served, data, sizeof(data));
-        check_simple(&served, error);
-        if (error == NBD_OK)
-            break;
-    }
-    CHECK_EQUAL(served.changes, 2);
-    ask(&served, NBD_CMD_WRITE_ZEROES, 0, 0, 512);
+    ask(&served, NBD_CMD_WRITE, 0, 0, sizeof(data));
+    put(&served, data, sizeof(data));
+    fdstash_request request;
+    int id = fdstash_queue_next(served.queue, -1, &request);
+    CHECK(id >= 0);
+    CHECK_EQUAL(request.operation, FDSTASH_OP_WRITE);
+    CHECK_EQUAL(request.flags, FDSTASH_MARK);
+    CHECK_EQUAL(request.length, sizeof(data));
+    /* Others go on meanwhile. */
+    ask(&served, NBD_CMD_READ, 0, 4096, 512);
     check_simple(&served, NBD_OK);
-    CHECK_EQUAL(served.changes, 2);
+    get(&served, found, sizeof(found));
+    fdstash_image_set_marked(served.image, 1);
+    fdstash_queue_answer(served.queue, (uint32_t)id, -ENOSPC);
+    check_simple(&served, NBD_ENOSPC);
+    ask(&served, NBD_CMD_WRITE, 0, 0, sizeof(data));
+    put(&served, data, sizeof(data));
+    check_simple(&served, NBD_OK);
+    fdstash_queue_stop(served.queue);
+    end(&served);
+    CHECK_EQUAL(served.failures, 1);
+}
+
+static void test_requests_of_no_length_are_done(void)
+{
+    struct served served;
+    const uint16_t commands[] = {NBD_CMD_WRITE, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES,
+                                 NBD_CMD_CACHE};
+    begin(&served, FDSTASH_NBD_WRITABLE);
+    for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++) {
+        ask(&served, commands[i], 0, SIZE, 0);
+        check_simple(&served, NBD_OK);
+    }
     end(&served);
 }
 
@@ -279,7 +292,6 @@ static void test_a_held_write_does_not_hold_up_reads(void)
     struct served served;
     char data[512] = {1};
     begin(&served, FDSTASH_NBD_WRITABLE);
-    served.marked = 1;
     CHECK_EQUAL(fdstash_image_hold(served.image, FDSTASH_WRITES | FDSTASH_UNALIGNED_WRITES, 1, -1),
                 0);
     unsigned char header[NBD_REQUEST_SIZE];
@@ -313,21 +325,19 @@ static void test_a_client_that_takes_nothing_can_be_abandoned(void)
 static void test_plans_that_make_no_sense_are_refused(void)
 {
     struct small_file file;
-    uint32_t marked = 1;
     fdstash_queue *queue;
     fdstash_nbd *nbd;
     int why;
     make_file(&file, SIZE);
     fdstash_image *image = make_image(&file, 1, SIZE, 0);
     CHECK_EQUAL(fdstash_queue_new(image, 8, FDSTASH_ENGINE_AUTO, 0, &queue, &why), 0);
-    const fdstash_nbd_plan good = {.depth = 8, .largest = 4096, .memory = 4096, .marked = &marked};
-    fdstash_nbd_plan plans[5] = {good, good, good, good, good};
+    const fdstash_nbd_plan good = {.depth = 8, .largest = 4096, .memory = 4096};
+    fdstash_nbd_plan plans[4] = {good, good, good, good};
     plans[0].depth = 0;
     plans[1].largest = 0;
     plans[2].memory = 4095;
-    plans[3].marked = NULL;
-    plans[4].early_length = FDSTASH_NBD_EARLY + 1;
-    for (int i = 0; i < 5; i++)
+    plans[3].early_length = FDSTASH_NBD_EARLY + 1;
+    for (int i = 0; i < 4; i++)
         CHECK_EQUAL(fdstash_nbd_new(queue, &plans[i], &nbd), -EINVAL);
     CHECK_EQUAL(fdstash_nbd_new(queue, &good, &nbd), 0);
     fdstash_nbd_free(nbd);
@@ -340,7 +350,8 @@ int main(void)
 {
     RUN(test_simple_replies_carry_data);
     RUN(test_structured_replies_have_one_chunk);
-    RUN(test_the_caller_is_asked_before_the_first_change);
+    RUN(test_what_changes_an_unmarked_image_is_for_the_driver);
+    RUN(test_requests_of_no_length_are_done);
     RUN(test_more_requests_than_slots_and_memory_wait);
     RUN(test_a_refused_payload_is_skipped);
     RUN(test_what_breaks_the_protocol_ends_it_and_what_was_asked_before_is_answered);

@@ -130,6 +130,22 @@ def test_qemu_img_and_nbdcopy_write(image: Image, where: str, tmp_path: Path) ->
     assert image.pread(SIZE, 0) == data[::-1]
 
 
+@pytest.mark.parametrize("subformat", ["monolithicSparse", "twoGbMaxExtentSparse"])
+def test_a_sparse_vmdk_is_filled_over_nbd_and_sound(
+    disk: Path, server: NbdServer, where: str, subformat: str
+) -> None:
+    path = disk.parent / "made.vmdk"
+    fdstash.create(path, "vmdk", SIZE, subformat=subformat)
+    with fdstash.open(path, "r+") as opened:
+        server.add("e", opened, writable=True)
+        ran = qemu_img("convert", "-n", "-W", "-f", "raw", "-O", "raw", disk, uri(where))
+        assert ran.status == 0, ran
+        server.close()
+    assert qemu_img("check", "-f", "vmdk", path).status == 0
+    assert qemu_img("compare", "-f", "raw", "-F", "vmdk", disk, path).status == 0
+    assert sum(each.stat().st_size for each in disk.parent.glob("made*")) < SIZE // 2
+
+
 def test_qemu_io_reads_writes_zeroes_and_discards(image: Image, where: str) -> None:
     ran = qemu_io(
         uri(where),  # type: ignore[arg-type]

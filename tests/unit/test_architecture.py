@@ -16,7 +16,7 @@ CORE = ROOT / "csrc"
 
 # From the ground up. A module imports from its own floor and from those below it.
 FLOORS = (
-    {"errors", "_native"},
+    {"errors", "_native", "_calls"},
     {"_ffi", "_version", "cache"},
     {"buffers", "requests", "stash", "opening", "passing"},
     {"hostfile", "locking", "names", "swap", "datapath", "waiting", "host"},
@@ -56,7 +56,8 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-KNOWN = {*MODULES, "fdstash._native"}
+EXTENSIONS = {"_native", "_calls"}
+KNOWN = {*MODULES, *(f"fdstash.{name}" for name in EXTENSIONS)}
 
 
 def room_of(module: str) -> str:
@@ -133,11 +134,11 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     assert not graph, f"in a circle, or above one: {sorted(graph)}"
 
 
-def test_ffi_alone_imports_the_extension() -> None:
+def test_ffi_alone_imports_the_extensions() -> None:
     wrong = [
         found
         for found in IMPORTS
-        if room_of(found.imported) == "_native" and found.importer != "fdstash._ffi"
+        if room_of(found.imported) in EXTENSIONS and found.importer != "fdstash._ffi"
     ]
     assert not wrong, violations(wrong)
 

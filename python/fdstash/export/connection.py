@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from fdstash._ffi import ffi, lib
-from fdstash.errors import ClosedError, Error
+from fdstash.errors import ClosedError
 from fdstash.export.exports import LARGEST, Export
 from fdstash.export.handshake import (
     ALLOCATION_ID,
@@ -138,7 +136,7 @@ class Connection(threading.Thread):
     # -- transmission
 
     def _transmit(self, export: Export, queue: Queue, agreed: Agreement, early: bytes) -> None:
-        plan, keep = self._plan(queue, agreed, early)
+        plan, keep = self._plan(agreed, early)
         out = ffi.new("fdstash_nbd **")
         queue.drive(lambda handle: int(lib.fdstash_nbd_new(handle, plan, out)))
         del keep
@@ -155,7 +153,7 @@ class Connection(threading.Thread):
             queue.close()
             lib.fdstash_nbd_free(handle)
 
-    def _plan(self, queue: Queue, agreed: Agreement, early: bytes) -> tuple[Any, Any]:
+    def _plan(self, agreed: Agreement, early: bytes) -> tuple[Any, Any]:
         plan = ffi.new("fdstash_nbd_plan *")
         plan.socket = self._peer.fileno()
         if not agreed.export.read_only:
@@ -166,28 +164,15 @@ class Connection(threading.Thread):
             plan.flags |= lib.FDSTASH_NBD_ALLOCATION
         plan.context, plan.depth = ALLOCATION_ID, _DEPTH
         plan.largest, plan.memory = LARGEST, _MEMORY
-        plan.marked = queue.marked
         view = ffi.from_buffer(early)
         plan.early, plan.early_length = view, len(early)
         return plan, view
 
     def _run(self, export: Export, queue: Queue, handle: Any) -> None:
-        event = ffi.new("fdstash_nbd_event *")
-        call: Callable[[Any], int] = lambda _: int(lib.fdstash_nbd_run(handle, event))  # noqa: E731
-        while queue.drive(call):
-            if event.kind == lib.FDSTASH_NBD_CHANGE:
-                event.error = self._before_change(export, queue, event)
-            else:
-                self._hooks.failed(export, _COMMANDS[event.command], event.error)
+        failure = ffi.new("fdstash_nbd_failure *")
 
-    def _before_change(self, export: Export, queue: Queue, event: Any) -> int:
-        try:
-            queue.before_write(event.length, event.offset)
-        except ClosedError:
-            return errno.ESHUTDOWN
-        except Error as error:
-            _log.warning("export %r: %s", export.name, error)
-            code: int = getattr(error, "errno", None) or errno.EIO
-            self._hooks.failed(export, _COMMANDS[event.command], code)
-            return code
-        return 0
+        def call(_: Any) -> int:
+            return int(lib.fdstash_nbd_run(handle, failure))
+
+        while queue.drive(call):
+            self._hooks.failed(export, _COMMANDS[failure.command], failure.error)

@@ -111,8 +111,9 @@ def test_the_path_changes_under_load(raw: Image, server: NbdServer, where: str) 
     under_load(raw, server, where, move)
 
 
+@pytest.mark.parametrize("written_before", [False, True])
 def test_a_held_write_does_not_hold_up_reads_or_other_clients(
-    server: NbdServer, raw: Image, where: str
+    server: NbdServer, raw: Image, where: str, *, written_before: bool
 ) -> None:
     server.add("e", raw, writable=True)
     entered, release = threading.Event(), threading.Event()
@@ -122,15 +123,16 @@ def test_a_held_write_does_not_hold_up_reads_or_other_clients(
         assert release.wait(20)
 
     with Client(where) as client, Client(where) as other:
-        client.write(b"0" * 512, 0)
+        if written_before:
+            client.write(bytes(512), 0)
         reopening = threading.Thread(target=lambda: raw.reopen(mode="r+", prepare=prepare))
         reopening.start()
         try:
             assert entered.wait(20)
             held = [client.send(WRITE, 4096 * n, data=bytes([n]) * 4096) for n in range(1, 20)]
             for _ in range(50):
-                assert client.ask(READ, 0, 512).data == b"0" * 512
-                assert other.ask(READ, 0, 512).data == b"0" * 512
+                assert client.ask(READ, 0, 512).data == bytes(512)
+                assert other.ask(READ, 0, 512).data == bytes(512)
         finally:
             release.set()
             reopening.join()

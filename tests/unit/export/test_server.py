@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +20,8 @@ from fdstash import Image
 from fdstash.errors import ClosedError, Error, OptionError
 from fdstash.export import NbdServer
 from tests.support.nbd_client import FLUSH, READ, WRITE, Client
+
+ROOT = Path(__file__).parents[3]
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -50,7 +54,7 @@ def test_several_exports_by_name(server: NbdServer, raw: Image, tmp_path: Path, 
         with Client(where, "other") as client, Client(where, "disk") as one:
             assert client.read(5, 0) == b"other"
             assert one.size == raw.size
-            assert [each.connections for each in server.exports()] == [1, 1]
+            until(lambda: [each.connections for each in server.exports()] == [1, 1])
         with pytest.raises(ConnectionRefusedError):
             Client(where, "")
         until(lambda: not server.exports()[1].connections)
@@ -300,3 +304,30 @@ def test_tcp_is_for_this_machine_alone(server: NbdServer, raw: Image) -> None:
     assert code_of(lambda: server.listen_tcp(host, port)) == errno.EADDRINUSE
     anywhere = server.listen_tcp("0.0.0.0", 0, allow_remote=True)
     Client(("127.0.0.1", anywhere[1]), None).close()
+
+
+_UNCLOSED = """
+import sys, fdstash
+from fdstash.export import NbdServer
+from tests.support.nbd_client import WRITE, Client
+image = fdstash.open(sys.argv[1], "r+", format="vmdk")
+server = NbdServer()
+server.add("1", image, writable=True)
+server.listen_unix(sys.argv[2])
+client = Client(sys.argv[2])
+client.write(b"acknowledged", 100000)
+half = Client(sys.argv[2], None)
+client.send(WRITE, 200000, data=b"x" * 4096)
+"""
+
+
+def test_an_interpreter_ends_with_clients_connected(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "disk.vmdk"
+    fdstash.create(path, "vmdk", 1 << 20, subformat="monolithicSparse")
+    command = [sys.executable, "-c", _UNCLOSED, str(path), where]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    with fdstash.open(path) as image:
+        assert image.pread(12, 100000) == b"acknowledged"
