@@ -26,11 +26,11 @@ EXTENTS = 64
 EXTENT_SIZE = 1 << 20
 SIZE = EXTENTS * EXTENT_SIZE
 INTERVAL = 0.01  #: seconds from reopen to reopen
-REOPENS = count(8000)  #: at least, while the guest writes and reads
+REOPENS = count(4000)  #: at least, while the guest writes and reads
 ROUNDS = count(100)  #: likewise
 WORKERS = 4  #: processes in the guest
 WRITES = 100  #: of each of them in each round
-PATIENCE = 1200.0 if FULL else 120.0
+PATIENCE = 1200.0 if FULL else 240.0
 
 CACHES = ("none", "writeback", "directsync", "writethrough")
 

@@ -64,7 +64,11 @@ def _fetched() -> Kernel:
             (fetched,) = Path(folder).glob("*.deb")
             files = Path(folder) / "files"
             _unpack(fetched, files)
-            files.rename(target)
+            try:
+                files.rename(target)
+            except OSError:
+                if not target.exists():  # else another process was first
+                    raise
     found = _in(target)
     if found is None:
         missing(f"{package} with a kernel and modules for virtio disks is needed")
