@@ -25,7 +25,7 @@ ASKED = question(
 )
 
 #: A thousand reopens in all runs, in the full tier.
-SECONDS = 1.5 if tier.FULL else 0.4
+SECONDS = 1.5 if tier.FULL else 0.6
 
 
 @pytest.fixture(scope="module", params=["tmpfs", "disk"])
@@ -55,11 +55,15 @@ def test_in_flight(benchmark: BenchmarkFixture, image: tuple[str, Path], rw: str
 
     def turn() -> None:
         nonlocal reopens
-        result = run(settings)
-        assert result.clean, result.messages
-        reopens += len(result.reopen_ns)
-        at_reopen.append(float(result.found.latency["MARKED"].percentile(99.9)))
-        placebo.append(float(result.found.latency["PLACEBO"].percentile(99.9)))
+        marked = other = 0.0
+        while not (marked and other):  # on a slow machine a short run may have no reopen
+            result = run(settings)
+            assert result.clean, result.messages
+            reopens += len(result.reopen_ns)
+            marked = float(result.found.latency["MARKED"].percentile(99.9))
+            other = float(result.found.latency["PLACEBO"].percentile(99.9))
+        at_reopen.append(marked)
+        placebo.append(other)
 
     benchmark.group = ASKED.name
     benchmark.pedantic(turn, rounds=PAIRS)  # type: ignore[no-untyped-call]

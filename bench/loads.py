@@ -117,7 +117,7 @@ def best(loads: Iterable[tuple[str, Load]]) -> tuple[str, Load]:
     for name, load in loads:
         try:
             costs.append((min(load() for _ in range(_TRIALS)), name, load))
-        except subprocess.CalledProcessError:
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             continue
     _, name, load = min(costs, key=lambda each: each[0])
     return name, load
