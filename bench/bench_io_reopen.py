@@ -43,9 +43,6 @@ def test_in_flight(
     request: pytest.FixtureRequest, benchmark: BenchmarkFixture, image: tuple[str, Path], rw: str
 ) -> None:
     place, path = image
-    if (place, rw) == ("disk", "randrw"):
-        reason = "aligned writes at depth, across a switch of O_DIRECT, made a flush return EIO"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     settings = IoSettings(
         image=str(path),
         format="raw",

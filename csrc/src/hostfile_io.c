@@ -220,7 +220,7 @@ static int restore_end(struct fdstash_file *file, uint64_t written_end, uint64_t
 }
 
 /* Through bounce memory, with a read-modify-write of what is not a whole block.
- * The caller holds the range; exclusively where blocks are not whole. */
+ * The caller holds the range. */
 static int write_bounced(struct fdstash_file *file, struct iov_cursor *at, uint64_t length,
                          uint64_t offset, int rwf_flags)
 {
@@ -292,17 +292,16 @@ int64_t hostfile_writev(struct fdstash_file *file, struct iov_cursor *at, uint64
                         uint64_t offset, int rwf_flags)
 {
     uint64_t grain = hostfile_write_grain();
-    int whole_pages = ((offset | length) & (grain - 1)) == 0;
     struct range range;
     if (length == 0)
         return 0;
     range_acquire(&file->ranges, &range, round_down(offset, grain),
-                  round_up(offset + length, grain), !whole_pages);
+                  round_up(offset + length, grain));
     struct iov_cursor start = *at;
     int64_t rc = write_plain(file, at, length, offset, rwf_flags);
     if (rc == -EINVAL || (rc >= 0 && (uint64_t)rc < length)) {
-        /* Again from the last block boundary: the same bytes, so that a shared
-         * range needs no read-modify-write. */
+        /* Again from the last block boundary: the same bytes, so that whole
+         * blocks need no read-modify-write. */
         uint32_t unit = known_or_largest(&file->offset_alignment);
         uint64_t done = rc > 0 ? (uint64_t)rc : 0;
         if (done > 0) {

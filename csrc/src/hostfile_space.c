@@ -62,7 +62,7 @@ int hostfile_zero(struct fdstash_file *file, uint64_t length, uint64_t offset, u
     if (!inner_part(length, offset, &start, &end))
         return write_zeros(file, length, offset, durable);
     struct range range;
-    range_acquire(&file->ranges, &range, start, end, 0);
+    range_acquire(&file->ranges, &range, start, end);
     if (flags & FDSTASH_UNMAP)
         rc = allocate(file->slot, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, end - start, start);
     if (cannot(rc))
@@ -98,7 +98,7 @@ int hostfile_trim(struct fdstash_file *file, uint64_t length, uint64_t offset)
     if (!inner_part(length, offset, &start, &end))
         return 0;
     struct range range;
-    range_acquire(&file->ranges, &range, start, end, 0);
+    range_acquire(&file->ranges, &range, start, end);
     if (file->identity.is_block)
         write_back(file, end - start, start);
     int rc = allocate(file->slot, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, end - start, start);

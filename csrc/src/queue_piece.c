@@ -75,9 +75,8 @@ static int take_range(struct queue_piece *piece)
 {
     uint64_t grain = hostfile_write_grain();
     uint64_t end = piece->offset + piece->length;
-    int exclusive = ((piece->offset | piece->length) & (grain - 1)) != 0;
     int rc = range_try_acquire(&piece->file->ranges, &piece->range, piece->offset & ~(grain - 1),
-                               (end + grain - 1) & ~(grain - 1), exclusive);
+                               (end + grain - 1) & ~(grain - 1));
     piece->ranged = rc == 0;
     return rc;
 }

@@ -1,5 +1,5 @@
-/* range_lock.c: a list of the ranges held. As many as there are writes in
- * flight, so a scan is short; it is made only where an exclusive one is near. */
+/* range_lock.c: a list of the ranges held: as many as there are writes in flight, so
+ * that a scan is short. */
 #include "range_lock.h"
 
 #include <errno.h>
@@ -17,7 +17,6 @@ void range_lock_init(struct range_lock *locks)
     pthread_condattr_destroy(&monotonic);
     locks->held = NULL;
     locks->waiting = 0;
-    locks->exclusive = 0;
 }
 
 void range_lock_destroy(struct range_lock *locks)
@@ -28,21 +27,17 @@ void range_lock_destroy(struct range_lock *locks)
 
 static int conflicts(const struct range_lock *locks, const struct range *range)
 {
-    if (!range->exclusive && locks->exclusive == 0)
-        return 0;
     for (const struct range *other = locks->held; other; other = other->next)
-        if (range->start < other->end && other->start < range->end &&
-            (range->exclusive || other->exclusive))
+        if (range->start < other->end && other->start < range->end)
             return 1;
     return 0;
 }
 
 static int acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
-                   int exclusive, int may_wait)
+                   int may_wait)
 {
     range->start = start;
     range->end = end;
-    range->exclusive = exclusive;
     pthread_mutex_lock(&locks->lock);
     while (conflicts(locks, range)) {
         if (!may_wait) {
@@ -58,21 +53,18 @@ static int acquire(struct range_lock *locks, struct range *range, uint64_t start
     if (locks->held)
         locks->held->prev = range;
     locks->held = range;
-    locks->exclusive += (unsigned)(exclusive != 0);
     pthread_mutex_unlock(&locks->lock);
     return 0;
 }
 
-void range_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
-                   int exclusive)
+void range_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end)
 {
-    acquire(locks, range, start, end, exclusive, 1);
+    acquire(locks, range, start, end, 1);
 }
 
-int range_try_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
-                      int exclusive)
+int range_try_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end)
 {
-    return acquire(locks, range, start, end, exclusive, 0);
+    return acquire(locks, range, start, end, 0);
 }
 
 void range_release(struct range_lock *locks, struct range *range)
@@ -84,7 +76,6 @@ void range_release(struct range_lock *locks, struct range *range)
         locks->held = range->next;
     if (range->next)
         range->next->prev = range->prev;
-    locks->exclusive -= (unsigned)(range->exclusive != 0);
     if (locks->waiting)
         pthread_cond_broadcast(&locks->freed);
     pthread_mutex_unlock(&locks->lock);

@@ -1,5 +1,7 @@
-/* range_lock.h: keeps overlapping writes to one file apart where one of them
- * is a read-modify-write. A leaf. Any thread. */
+/* range_lock.h: keeps overlapping writes to one file apart. One of them may be a
+ * read-modify-write; or one bypass the page cache while the other, which began after
+ * a switch of O_DIRECT, dirties the page that the first is about to drop: the kernel
+ * then tells the next fsync of an I/O error. A leaf. Any thread. */
 #ifndef FDSTASH_RANGE_LOCK_H
 #define FDSTASH_RANGE_LOCK_H
 
@@ -10,7 +12,6 @@
 struct range {
     uint64_t start;
     uint64_t end; /* exclusive */
-    int exclusive;
     struct range *prev, *next;
 };
 
@@ -19,19 +20,16 @@ struct range_lock {
     pthread_cond_t freed;
     struct range *held;
     unsigned waiting;
-    unsigned exclusive; /* how many of the held ranges are exclusive */
 };
 
 void range_lock_init(struct range_lock *locks);
 void range_lock_destroy(struct range_lock *locks);
-/* Waits while an overlapping range is held, unless both are shared. A thread
- * may hold one range of a file at a time. */
-void range_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
-                   int exclusive);
+/* Waits while an overlapping range is held. A thread may hold one range of a file
+ * at a time. */
+void range_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end);
 /* 0; -EAGAIN where range_acquire would wait. A thread may hold any number of ranges
  * that it has got so, while it waits for none. */
-int range_try_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end,
-                      int exclusive);
+int range_try_acquire(struct range_lock *locks, struct range *range, uint64_t start, uint64_t end);
 void range_release(struct range_lock *locks, struct range *range);
 
 #endif
