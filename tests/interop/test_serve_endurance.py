@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -89,7 +89,7 @@ class Paths:
                 away.rename(one)
                 self.renames += 2
 
-    def __enter__(self) -> Paths:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
