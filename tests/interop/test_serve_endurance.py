@@ -111,9 +111,12 @@ class Load:
         self.longest = 0.0
 
     def options(self, seed: int) -> list[str]:
-        """Of a round: no two write the same bytes."""
+        """Of a round. Each block has the round and the offset all over it, so that one which a
+        round has left as it was is found: fio's checksums are right there too.
+        """
         options = [f"--bs={self.block}", *self.area, f"--randseed={seed}", "--rw=randwrite"]
-        return [*options, "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"]
+        options += ["--verify=pattern", f"--verify_pattern=0x{seed:08x}%o"]
+        return [*options, "--do_verify=1", "--verify_fatal=1"]
 
     def run(self) -> None:
         while self.rounds == 0 or time.monotonic() < self.until:
