@@ -7,10 +7,11 @@ command.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fdstash import Image, LockError
 from fdstash.monitor import Daemon
 from fdstash.monitor.nodes import ImageNode
 from tests.support.disks import FlatDisk, make_flat_for_qemu, make_raw, noise
+from tests.support.fuse import HeldFs
 from tests.support.kernel import open_descriptors
 from tests.support.monitor import Client, daemon_in, file_options
 from tests.support.qemu_tools import qemu_io
@@ -228,6 +230,44 @@ def test_row_7_what_an_open_refuses_a_reopen_refuses(
     error = client.refusal("blockdev-reopen", options=[vm(driver="vmdk")])
     assert "disk.vmdk" in error.desc
     assert modes(image_of(daemon)) == {("r", False)}
+
+
+def test_row_8_an_alignment_that_cannot_be_had_refuses_the_reopen(
+    client: Client, daemon: Daemon, stopped_fuse: HeldFs
+) -> None:
+    make_raw(stopped_fuse.backing, SIZE)
+    client.getfd("disk", stopped_fuse.folder / "disk.raw")
+    add(client, "disk")
+    image = image_of(daemon)
+    before = sorted(open_descriptors().values())
+    # As a device of larger blocks than are borne answers: no direct read is aligned enough.
+    stopped_fuse.break_bytes(0, SIZE, errno.EINVAL)
+    error = client.refusal("blockdev-reopen", options=[vm(**DIRECT)])
+    assert "does not bear O_DIRECT" in error.desc
+    stopped_fuse.break_bytes(0, SIZE, 0)
+    assert modes(image) == {("r+", False)}
+    assert sorted(open_descriptors().values()) == before
+    image.pwrite(b"goes on", 3)
+    reopen(client, vm(**DIRECT))
+    assert modes(image) == {("r+", True)}
+    assert image.pread(7, 3) == b"goes on"
+
+
+@pytest.mark.root
+def test_row_8_the_alignment_is_that_of_the_new_file(
+    client: Client, daemon: Daemon, raw: Path, ext4_mount: Callable[..., Path]
+) -> None:
+    add(client, raw)
+    image = image_of(daemon)
+    copy = ext4_mount(sector_size=4096) / "copy"
+    copy.write_bytes(raw.read_bytes())
+    client.getfd("copy", copy)
+    reopen(client, vm(named("copy"), **DIRECT))
+    assert modes(image) == {("r+", True)}
+    assert image.limits.offset_alignment == 4096
+    image.pwrite(b"unaligned", 4090)
+    image.flush()
+    assert copy.read_bytes()[4090:4099] == b"unaligned"
 
 
 def test_row_9_no_failure_leaks_a_descriptor(

@@ -274,6 +274,30 @@ def test_the_end_flushes_and_tells_where_that_fails(
     assert "Traceback" not in daemon.log
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("command", ["nbd-server-stop", "block-export-del"])
+def test_an_export_that_ends_without_its_last_flush_says_so(
+    failing_loop: Callable[..., FailingLoop], qmp: Path, nbd: Path, command: str
+) -> None:
+    failing = failing_loop()
+    assert failing.folder is not None
+    path = make_raw(failing.folder, SIZE)
+    line = [str(path), "--format", "raw", "--mode", "r+", "--qmp", str(qmp), "--nbd", str(nbd)]
+    with serving(*line) as daemon, Client(qmp) as client, QemuIo(uri(nbd), writeback=True) as guest:
+        failing.poison(path)
+        assert "wrote" in guest.do("write -P 3 0 64k")
+        # It ends all the same: the events say how.
+        hard = {"id": "disk", "mode": "hard"}
+        client.run(command, hard if command == "block-export-del" else {})
+        assert client.event("BLOCK_EXPORT_DELETED") == {"id": "disk"}
+        told = [each["data"] for each in client.events if each["event"] == "BLOCK_IO_ERROR"]
+        assert [(each["node-name"], each["operation"]) for each in told] == [("disk", "write")]
+        assert client.execute("query-block-exports") == []
+        daemon.end()
+    assert "what clients wrote is not flushed: " in daemon.log
+    assert "Traceback" not in daemon.log
+
+
 # -- with passed descriptors alone
 
 # Two sockets that listen are all that it gets from outside.

@@ -56,7 +56,7 @@ def libnbd(script: str, *arguments: str | Path) -> str:
     return run(str(python), "python3-libnbd", "-c", script, *arguments)
 
 
-def fio(where: str | Path, *options: str, name: str = "") -> Any:
+def fio(where: str | Path, *options: str, name: str = "", timeout: float = 120) -> Any:
     """The job's part of what fio's nbd engine reports."""
     text = run(
         "fio",
@@ -67,6 +67,7 @@ def fio(where: str | Path, *options: str, name: str = "") -> Any:
         "--output-format=json",
         "--verify_state_save=0",  # else a file in the working directory
         *options,
+        timeout=timeout,
     )
     job = json.loads(text[text.index("{") :])["jobs"][0]
     assert job["error"] == 0, text

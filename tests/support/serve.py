@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Daemon", "files_of", "serving", "sockets_of"]
+__all__ = ["Daemon", "files_of", "modes_of", "serving", "sockets_of"]
 
 _FDSTASH = [sys.executable, "-m", "fdstash.cli.main"]
 
@@ -63,14 +65,28 @@ class Daemon:
 
 
 @contextmanager
-def serving(*arguments: str, **more: Any) -> Iterator[Daemon]:
+def serving(*arguments: str, quiet: Sequence[Path] = (), **more: Any) -> Iterator[Daemon]:
+    """The program, ready. `quiet`: told by these sockets, as its log is not to say so."""
     daemon = Daemon(*arguments, **more)
     try:
-        daemon.ready()
+        if quiet:
+            for path in quiet:
+                _await_socket(daemon, path)
+        else:
+            daemon.ready()
         yield daemon
     finally:
         daemon.process.kill()
         daemon.process.communicate()
+
+
+def _await_socket(daemon: Daemon, path: Path) -> None:
+    while True:
+        with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+            sock.connect(os.fspath(path))
+            return
+        assert daemon.process.poll() is None, daemon.wait() or daemon.log
+        time.sleep(0.01)
 
 
 def _descriptors(pid: int) -> dict[str, str]:
@@ -87,6 +103,15 @@ def sockets_of(pid: int) -> int:
     return sum(name.startswith("socket:") for name in _descriptors(pid).values())
 
 
+def _flags(pid: int, number: str) -> int | None:
+    """Access mode and O_DIRECT; None of a description that holds a lock."""
+    told = Path(f"/proc/{pid}/fdinfo/{number}").read_text("ascii").splitlines()
+    if any(line.startswith("lock:") for line in told):
+        return None
+    flags = next(int(line.split()[1], 8) for line in told if line.startswith("flags"))
+    return flags & (os.O_ACCMODE | os.O_DIRECT)
+
+
 def files_of(pid: int, folder: Path) -> dict[str, set[int]]:
     """Access mode and O_DIRECT of what a process has open there, by path.
 
@@ -94,10 +119,16 @@ def files_of(pid: int, folder: Path) -> dict[str, set[int]]:
     """
     found: dict[str, set[int]] = {}
     for number, name in _descriptors(pid).items():
-        if Path(name).parent != folder:
-            continue
-        told = Path(f"/proc/{pid}/fdinfo/{number}").read_text("ascii").splitlines()
-        if not any(line.startswith("lock:") for line in told):
-            flags = next(int(line.split()[1], 8) for line in told if line.startswith("flags"))
-            found.setdefault(name, set()).add(flags & (os.O_ACCMODE | os.O_DIRECT))
+        if Path(name).parent == folder and (flags := _flags(pid, number)) is not None:
+            found.setdefault(name, set()).add(flags)
+    return found
+
+
+def modes_of(pid: int, inodes: Container[int]) -> list[int]:
+    """As `files_of`, of these files wherever they are, for each description."""
+    found = []
+    for number, name in _descriptors(pid).items():
+        if name.startswith("/") and os.stat(f"/proc/{pid}/fd/{number}").st_ino in inodes:
+            flags = _flags(pid, number)
+            found += [] if flags is None else [flags]
     return found

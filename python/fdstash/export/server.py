@@ -243,6 +243,8 @@ class NbdServer(Hooks):
     def _finish(self, export: Export) -> None:
         code = export.flush()
         if code:
+            why = os.strerror(code)
+            _log.error("export %r: what clients wrote is not flushed: %s", export.name, why)
             self.failed(export, "flush", code)
         with self._lock:
             if export.connections:

@@ -18,7 +18,7 @@ from typing import Any
 import fdstash
 from fdstash.monitor.commands import Commands
 from fdstash.monitor.connection import Connection
-from fdstash.monitor.descriptors import FdSets, fdset_number
+from fdstash.monitor.descriptors import FdSets, set_of
 from fdstash.monitor.errors import QmpError, told
 from fdstash.monitor.exports import Exports, ServerMaker
 from fdstash.monitor.listener import Listener, bind_unix
@@ -154,7 +154,8 @@ class Daemon:
         for node in self.table:
             if isinstance(node, ImageNode):
                 names += node.kept.names()
-        return {n for name in names if (n := fdset_number(name)) is not None}
+        # An extent beside a descriptor that is a set's goes by no set's name: /dev/fdset/NAME.
+        return {n for name in names if (n := set_of(name)) is not None}
 
     def emit(self, event: str, data: Mapping[str, Any]) -> None:
         """Tell every client that has negotiated."""

@@ -13,7 +13,16 @@ from fdstash.errors import ImageIOError
 from fdstash.monitor.errors import QmpError
 from fdstash.stash import FDStash
 
-__all__ = ["FdSets", "Passed", "add_dup", "close_all", "copy_all", "fdset_number", "offer"]
+__all__ = [
+    "FdSets",
+    "Passed",
+    "add_dup",
+    "close_all",
+    "copy_all",
+    "fdset_number",
+    "offer",
+    "set_of",
+]
 
 _SET_PREFIX = "/dev/fdset/"
 _MODES = ("rdonly:", "wronly:", "rdwr:")
@@ -28,14 +37,20 @@ def close_all(fds: Sequence[int]) -> None:
             os.close(fd)
 
 
-def fdset_number(filename: str) -> int | None:
-    """N of ``/dev/fdset/N``; None for any other name. Raises `QmpError` where N is no number."""
-    if not filename.startswith(_SET_PREFIX):
+def set_of(name: str) -> int | None:
+    """N of ``/dev/fdset/N``; None for any other name."""
+    number = name.removeprefix(_SET_PREFIX)
+    if number == name or not (number.isascii() and number.isdecimal() and len(number) < 19):
         return None
-    number = filename.removeprefix(_SET_PREFIX)
-    if not (number.isascii() and number.isdecimal() and len(number) < 19):
-        raise QmpError(f"'{filename[:64]}' names no set of descriptors: /dev/fdset/ and a number")
     return int(number)
+
+
+def fdset_number(filename: str) -> int | None:
+    """As `set_of`, of what a client has given. Raises `QmpError` where N is no number."""
+    number = set_of(filename)
+    if number is None and filename.startswith(_SET_PREFIX):
+        raise QmpError(f"'{filename[:64]}' names no set of descriptors: /dev/fdset/ and a number")
+    return number
 
 
 class Passed:

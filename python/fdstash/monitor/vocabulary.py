@@ -198,7 +198,8 @@ _EVENTS = (
     ),
     Event(
         "BLOCK_IO_ERROR",
-        "A request of an NBD client failed. At most ten a second are told of each export.",
+        "A request of an NBD client failed, or the flush at the end of its export, which is told"
+        " before BLOCK_EXPORT_DELETED. At most ten a second are told of each export.",
         [
             Member("device", "str", "Empty: QEMU's form."),
             _optional("node-name", "str", "Of the node."),

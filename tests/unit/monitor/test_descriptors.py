@@ -287,6 +287,26 @@ def test_every_file_of_an_image_can_come_as_a_descriptor(
         assert image.pread(image.size, 0) == flat.guest_bytes()
 
 
+def test_the_last_client_goes_while_an_image_is_open_on_sets(
+    flat: FlatDisk, daemon: Daemon, socket_path: Path
+) -> None:
+    with Client(socket_path) as client:
+        options = pass_in(client, flat, "add-fd", os.O_RDWR)
+        client.execute("blockdev-add", driver="vmdk", node_name="disk", **options)
+        client.add_fd(flat.path, fdset_id=99)
+        (session,) = daemon._sessions
+    # An exception of its thread fails the test.
+    session.thread.join(20)
+    assert not session.thread.is_alive()
+    with Client(socket_path) as client:
+        sets = {each["fdset-id"] for each in client.execute("query-fdsets")}
+        assert 10 in sets
+        assert 99 not in sets
+        client.execute("block_set_hostcache", node_name="disk", hostcache=False)
+        image = image_of(daemon, "disk")
+        assert {(file.mode, file.direct) for file in image.files} == {("r+", True)}
+
+
 def pass_in(client: Client, flat: FlatDisk, route: str, flags: int) -> dict[str, object]:
     """Pass every file; the options by which the daemon finds them."""
     if route == "getfd":
