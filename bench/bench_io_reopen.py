@@ -39,9 +39,7 @@ def image(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.parametrize("rw", ["randread", "randrw"])
-def test_in_flight(
-    request: pytest.FixtureRequest, benchmark: BenchmarkFixture, image: tuple[str, Path], rw: str
-) -> None:
+def test_in_flight(benchmark: BenchmarkFixture, image: tuple[str, Path], rw: str) -> None:
     place, path = image
     settings = IoSettings(
         image=str(path),

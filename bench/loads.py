@@ -112,7 +112,7 @@ def _ended(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def best(loads: Iterable[tuple[str, Load]]) -> tuple[str, Load]:
-    """The one that costs least; what cannot be run is left out."""
+    """The one that costs least; what cannot be run, or never ends, is left out."""
     costs = []
     for name, load in loads:
         try:

@@ -102,7 +102,7 @@ class Target:
             return "met"
         if found.low <= self.limit:
             return "within noise"
-        if difference.high <= self.fixed:
+        if self.fixed and difference.high <= self.fixed:
             return f"missed, by the fixed {self.fixed:g} us"
         return "missed"
 

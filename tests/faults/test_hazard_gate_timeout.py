@@ -24,7 +24,7 @@ from tests.support.uncured import bare_exchange
 
 SIZE = 1 << 16
 TIMEOUT = 0.2
-SLACK = 5.0 if os.environ.get("FDSTASH_SANITIZER") else 1.5
+SLACK = 10.0  #: far from for ever, whatever else the machine does
 
 
 class Paused:

@@ -40,7 +40,7 @@ def test_a_page_written_twice_at_once_across_a_switch_fails_no_flush(
     chosen = random.Random(1)
     data = fdstash.AlignedBuffer(WRITES * PAGE)
     over = threading.Event()
-    failures: list[BaseException] = []
+    failures: list[OSError] = []
 
     def write(image: fdstash.Image) -> None:
         try:
@@ -48,7 +48,7 @@ def test_a_page_written_twice_at_once_across_a_switch_fails_no_flush(
             with image.queue(AT_ONCE, engine=engine) as queue:
                 while not over.is_set():
                     assert queue.write_many(pages, PAGE, data) == WRITES * PAGE
-        except BaseException as error:
+        except OSError as error:
             failures.append(error)
 
     with fdstash.open(path, "r+", format="raw") as image:

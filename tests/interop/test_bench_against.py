@@ -65,14 +65,49 @@ def test_what_the_peer_refuses_is_told_in_its_words(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_missing_peer_is_told_with_its_package(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("present", "said"),
+    [
+        ((), "fio is not on PATH (Debian: apt-get install fio)"),
+        (("fio",), f"{PEER} is not on PATH (Debian: apt-get install qemu-system-common)"),
+    ],
+)
+def test_a_missing_program_is_told_with_its_package(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, present: tuple[str, ...], said: str
 ) -> None:
-    monkeypatch.setenv("PATH", "")
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in present:
+        (programs / name).symlink_to(need_program(name, name))
+    monkeypatch.setenv("PATH", str(programs))
     result = command("bench", "reopen", *SMALL)
     assert result.exit_code == 1
-    assert "apt-get install fio" in result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(folder.iterdir()) == [programs]
+
+
+def test_a_missing_client_is_told_with_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "qemu.qmp", None)  # an import of it fails
+    result = command("bench", "reopen", *SMALL)
+    assert result.exit_code == 1
+    assert "needs the package qemu.qmp: pip install 'fdstash[bench]'" in result.stderr
+    assert "Traceback" not in result.stderr
     assert list(folder.iterdir()) == []
+
+
+def test_an_image_past_the_page_cache_is_reopened_too(folder: Path) -> None:
+    """Each daemon keeps one descriptor or more; those that it keeps aside do not count."""
+    settings = MatchSettings(
+        format="raw", made_bytes=4 << 20, folder=str(folder), cache="none", runtime=0.3, rounds=1
+    )
+    with Match(settings) as running:
+        running.turn()
+        running.turn()
+        sides = running.result().sides
+    assert [side.refused for side in sides.values()] == [None, None]
 
 
 def test_an_image_that_is_given_is_not_written(folder: Path) -> None:

@@ -175,14 +175,17 @@ class Match:
         """There and back; whether the daemon does it at all."""
         for number in range(_WARM_UP):
             direct = self._image.direct ^ (number % 2 == 0)
+            before = daemon.direct_descriptors()
             try:
                 daemon.monitor.execute(*daemon.reopen_command(direct=direct))
             except RefusedCommandError as error:
                 side.refused = str(error)
                 return
-            left = daemon.unchanged(direct=direct)
+            after = daemon.direct_descriptors()
+            grown = [after[path] - count for path, count in before.items()]
+            left = sum(more <= 0 if direct else more >= 0 for more in grown)
             if left:
-                side.refused = f"it said yes, and left {len(left)} files as they were"
+                side.refused = f"it said yes, and left {left} files as they were"
                 return
 
     def _load(self, daemon: Daemon, reopens: Reopens | None = None) -> Measured:

@@ -31,9 +31,10 @@ def plot_match(result: MatchResult, path: str, *, title: str) -> None:
     shares.set(xlabel="ms", ylabel="share of commands answered", xscale="log")
     rates.set(xlabel="round", ylabel="requests a second")
     rates.set_ylim(bottom=0)
+    rates.xaxis.get_major_locator().set_params(integer=True)
     for axes in (over_time, shares, rates):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     figure.suptitle(title)
     saved(figure, path)
 

@@ -145,9 +145,12 @@ class Daemon:
             options.insert(0, self._image_node(direct=direct))
         return "blockdev-reopen", {"options": options}
 
-    def unchanged(self, *, direct: bool) -> list[str]:
-        """Files of the image that the daemon does not have open as `direct` says."""
-        flags: dict[str, list[bool]] = {path: [] for path in self._image.files}
+    def direct_descriptors(self) -> dict[str, int]:
+        """How many descriptors with O_DIRECT the daemon has of each file of the image.
+
+        Of several that it has one serves requests: how the count changes tells how that one does.
+        """
+        counts = dict.fromkeys(self._image.files, 0)
         folder = f"/proc/{self.pid}/fd"
         for number in os.listdir(folder):
             try:
@@ -156,9 +159,9 @@ class Daemon:
                     found = re.search(r"^flags:\s*([0-7]+)$", file.read(), re.MULTILINE)
             except FileNotFoundError:
                 continue  # closed meanwhile
-            if path in flags and found is not None:
-                flags[path].append(bool(int(found[1], 8) & os.O_DIRECT))
-        return [path for path, has in flags.items() if any(has) != direct]
+            if path in counts and found is not None and int(found[1], 8) & os.O_DIRECT:
+                counts[path] += 1
+        return counts
 
     def __enter__(self) -> Self:
         return self

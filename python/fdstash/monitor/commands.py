@@ -13,6 +13,7 @@ from fdstash.monitor.describe import describe_all, query_block
 from fdstash.monitor.descriptors import Passed, close_all
 from fdstash.monitor.errors import QmpError, device_not_found, told
 from fdstash.monitor.introspection import schema_info
+from fdstash.monitor.later_log import LaterLog
 from fdstash.monitor.nodes import BackingNode, ChildNode, FileNode, ImageNode, Node, held
 from fdstash.monitor.vocabulary import SCHEMA
 
@@ -39,6 +40,7 @@ class Commands:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self.log = LaterLog(daemon.log)  #: written by the session, after the answer
 
     def find(self, name: str) -> Callable[[Passed, Arguments], Any]:
         """The method for a command."""
@@ -85,7 +87,7 @@ class Commands:
 
     def blockdev_add(self, passed: Passed, given: Arguments) -> None:
         node = self._daemon.opener.add(node_options.parse(given), passed.stash)
-        self._daemon.log.info("node %r added: %s", node.name, _shown(node))
+        self.log.info("node %r added: %s", node.name, _shown(node))
 
     def blockdev_reopen(self, passed: Passed, given: Arguments) -> None:
         self._daemon.reopener.reopen(
@@ -95,7 +97,7 @@ class Commands:
             node = self._daemon.table.find(each["node-name"])
             owner = node.owner() if node is not None else None
             if owner is not None:
-                self._daemon.log.info("node %r reopened: %s", owner.name, _shown(owner))
+                self.log.info("node %r reopened: %s", owner.name, _shown(owner))
                 self._daemon.reopened(owner)
 
     def block_set_hostcache(self, passed: Passed, given: Arguments) -> None:
@@ -107,7 +109,7 @@ class Commands:
         if owner is None:
             raise QmpError(f"Node '{name}' is not an open image")
         self._daemon.reopener.set_host_cache(owner, use=given["hostcache"])
-        self._daemon.log.info("node %r reopened: %s", owner.name, _shown(owner))
+        self.log.info("node %r reopened: %s", owner.name, _shown(owner))
         self._daemon.reopened(owner)
 
     def blockdev_del(self, passed: Passed, given: Arguments) -> None:
@@ -125,7 +127,7 @@ class Commands:
                     f"Block device {name} is in use: '{min(node.parents)}' is based on it"
                 )
             self._daemon.delete(node)
-        self._daemon.log.info("node %r deleted", name)
+        self.log.info("node %r deleted", name)
 
     def query_named_block_nodes(self, passed: Passed, given: Arguments) -> Any:
         return describe_all(self._daemon.table, flat=given.get("flat", False))
@@ -156,7 +158,7 @@ class Commands:
             self._daemon.exports.start_unix(data["path"], connections=connections)
         else:
             self._daemon.exports.start_tcp(data["host"], data["port"], connections=connections)
-        self._daemon.log.info("NBD server listens on %s", ":".join(map(str, data.values())))
+        self.log.info("NBD server listens on %s", ":".join(map(str, data.values())))
 
     def nbd_server_stop(self, passed: Passed, given: Arguments) -> None:
         self._daemon.exports.stop()
@@ -177,7 +179,7 @@ class Commands:
             self._daemon.exports.add(
                 export_id, node, image, shown, given.get("description", ""), writable=writable
             )
-        self._daemon.log.info("export %r of node %r added", export_id, name)
+        self.log.info("export %r of node %r added", export_id, name)
 
     def block_export_del(self, passed: Passed, given: Arguments) -> None:
         self._daemon.exports.remove(given["id"], hard=given.get("mode", "safe") == "hard")

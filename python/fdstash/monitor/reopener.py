@@ -203,7 +203,9 @@ class Reopener:
         durable = cache_mode(node.image.cache).durable
         cache = None if change.cache is None else change.cache.mode(durable=durable)
         offered: FDStash | None = None
-        if stash is not None or node.kept or (change.options and change.options.extents):
+        if stash is None and self._names_nothing_else(change):
+            offered = node.kept or None
+        elif stash is not None or node.kept or (change.options and change.options.extents):
             offered = stack.enter_context(FDStash())
             for source in (stash, node.kept):
                 if source is not None:
@@ -225,13 +227,22 @@ class Reopener:
             "resolver": self._policy.resolver(change.path or node.filename),
         }
 
+    @staticmethod
+    def _names_nothing_else(change: _Change) -> bool:
+        """Whether the image stays on its own files, so that what it has kept serves as it is."""
+        options = change.options
+        return options is None or not (
+            options.extents
+            or (isinstance(options.file, str) and options.file not in _own(change.image))
+        )
+
     def _settle(self, change: _Change, offered: FDStash | None) -> None:
         node = change.image
         if change.path is not None or change.backing is not None:
             if change.path is not None:
                 node.filename = change.path
             self._renew_children(change)
-        if offered is not None:
+        if offered is not None and offered is not node.kept:
             self._opener.offers.keep(node, offered)
 
     def _renew_children(self, change: _Change) -> None:

@@ -166,11 +166,15 @@ class Schema:
     def _members(
         self, members: Sequence[Member], value: Mapping[str, Any], at: str, depth: int
     ) -> None:
+        found = 0
         for member in members:
             if member.name in value:
+                found += 1
                 self.check(member.type, value[member.name], _path(at, member.name), depth + 1)
             elif not member.optional:
                 raise QmpError(f"Parameter '{_path(at, member.name)}' is missing")
+        if found == len(value):
+            return
         known = {member.name for member in members}
         for name in value:
             if name not in known:

@@ -97,6 +97,7 @@ class Session:
         except QmpError as error:
             answer = {"error": {"class": error.kind, "desc": error.desc}}
         self.send({**answer, **identity})
+        self._daemon.commands.log.write()
 
     def _execute(self, message: Mapping[str, Any]) -> Any:
         name, arguments = _dissected(message)
