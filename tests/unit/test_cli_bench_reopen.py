@@ -96,8 +96,10 @@ def raw(tmp_path: Path) -> Path:
 
 
 @pytest.mark.threads
-def test_a_run_loses_nothing_and_the_naive_way_does(folder: Path) -> None:
-    found = fdstash_json("bench", "reopen", "--reopens", "50", "--extents", "8", "--dir", folder)
+@pytest.mark.parametrize("depth", ["1", "8"])
+def test_a_run_loses_nothing_and_the_naive_way_does(folder: Path, depth: str) -> None:
+    words = ("--reopens", "50", "--extents", "8", "--iodepth", depth, "--dir", folder)
+    found = fdstash_json("bench", "reopen", *words)
     assert found.keys() >= FIGURES
     assert nothing_wrong(found), found["messages"]
     assert found["clean"] is True
