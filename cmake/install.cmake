@@ -5,6 +5,7 @@ include(CMakePackageConfigHelpers)
 set(config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/fdstash)
 
 install(FILES csrc/include/fdstash.h csrc/include/fdstash_api.h
+              csrc/include/fdstash_queue_api.h csrc/include/fdstash_swap_api.h
               csrc/include/fdstash_load.h csrc/include/fdstash_load_api.h
               csrc/include/fdstash_nbd.h csrc/include/fdstash_nbd_api.h
         DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})

@@ -9,7 +9,8 @@ set(native_preamble ${PROJECT_SOURCE_DIR}/csrc/ffi_preamble.c)
 
 # cffi reads one text: the declarations of all three libraries.
 set(native_api_text "")
-foreach(api IN ITEMS fdstash_api.h fdstash_load_api.h fdstash_nbd_api.h)
+foreach(api IN ITEMS fdstash_api.h fdstash_queue_api.h fdstash_swap_api.h fdstash_load_api.h
+                      fdstash_nbd_api.h)
   set(api ${PROJECT_SOURCE_DIR}/csrc/include/${api})
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${api})
   file(READ ${api} text)

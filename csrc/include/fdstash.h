@@ -1,4 +1,4 @@
-/* fdstash.h: for C programs. All declarations are in fdstash_api.h. */
+/* fdstash.h: for C programs. The declarations are in the three files that it includes. */
 #ifndef FDSTASH_H
 #define FDSTASH_H
 
@@ -10,6 +10,8 @@ extern "C" {
 #endif
 
 #include "fdstash_api.h"
+#include "fdstash_queue_api.h"
+#include "fdstash_swap_api.h"
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,5 @@
 /* queue.h: requests in flight, and the parts that they are made of. Public calls are
- * in fdstash_api.h.
+ * in fdstash_queue_api.h.
  *
  * A request is counted by the gate from its start to its last part. It is walked
  * through the map like any other, but each run of a file becomes a piece: moved at

@@ -1,5 +1,5 @@
 /* swap.h: a set of new descriptions and the slots that they go into. Public
- * calls are in fdstash_api.h. */
+ * calls are in fdstash_swap_api.h. */
 #ifndef FDSTASH_SWAP_H
 #define FDSTASH_SWAP_H
 

@@ -1,4 +1,4 @@
-# Built by CMake from fdstash_api.h.
+# Built by CMake from the headers csrc/include/*_api.h.
 from typing import Any
 
 ffi: Any
