@@ -50,7 +50,7 @@ class Settings(Words):
     """
 
     rw: str = "randrw"
-    depth: int = 1
+    depth: int = 4
     jobs: int = 4
     verify: bool = True
     rate: float = 40_000  #: leaves some of two processors to whoever reopens
