@@ -30,7 +30,7 @@ ASKED = question(
 
 SIZE = 256 << 20
 PAIRS = 15 if tier.FULL else 4
-MILLISECONDS = 3000 if tier.FULL else 300
+MILLISECONDS = 1500 if tier.FULL else 300
 
 _OURS = """
 import sys, fdstash

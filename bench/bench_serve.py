@@ -31,8 +31,8 @@ ASKED = question(
 
 PEER = "qemu-storage-daemon"
 SIZE = (256 << 20) if tier.FULL else (8 << 20)
-ROUNDS = 9 if tier.FULL else 1
-SECONDS = 3.0 if tier.FULL else 0.25
+ROUNDS = 5 if tier.FULL else 1
+SECONDS = 2.0 if tier.FULL else 0.25
 EXTENTS = [0, 1, 8, 64] if tier.FULL else [0, 64]
 #: On average, seconds from the answer to one reopen to the next.
 EVERY = 0.01 if tier.FULL else 0.004
