@@ -2,7 +2,6 @@
 #include "queue.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 
@@ -83,12 +82,6 @@ static int make_parts(struct fdstash_queue *queue)
     return queue->event_fd < 0 ? queue->event_fd : 0;
 }
 
-static int count_processors(void)
-{
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
 /* A ring has room for all pieces that there can be. */
 static int choose_engine(struct fdstash_queue *queue, uint32_t engine, int *why)
 {
@@ -115,7 +108,6 @@ int fdstash_queue_new(fdstash_image *image, uint32_t depth, uint32_t engine, uin
     queue->depth = depth;
     queue->bound = (flags & FDSTASH_QUEUE_BOUND) != 0;
     queue->epoch = owned_epoch();
-    queue->processors = count_processors();
     queue->event_fd = -1;
     init_locks(queue);
     int rc = make_parts(queue);

@@ -78,7 +78,6 @@ struct fdstash_queue {
     _Atomic uint32_t engine; /* of what waits: io_uring, threads or sync */
     int at_once;             /* cached data is moved in submit */
     int bound;               /* FDSTASH_QUEUE_BOUND */
-    int processors;          /* that the process may run on */
     uint64_t epoch;          /* of the process that made it */
     _Atomic int busy;        /* a thread is in one of the owner's calls */
     _Atomic uint32_t taken;  /* requests taken up and not collected */

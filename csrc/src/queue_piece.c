@@ -3,11 +3,10 @@
  * Where a file system cannot be asked not to wait, a ring hands the request to a
  * thread of the kernel, and a plain system call is much cheaper: for all that is on
  * tmpfs, which has nothing to wait for, and for writes to the page cache, which wait
- * only where the kernel slows writers down. But those threads copy on other processors:
- * where many reads into pinned memory are in flight, they are worth what they cost.
- * Elsewhere few reads, and all without a ring, ask the page cache first (RWF_NOWAIT) and
- * take another way for what is not there; where that misses again and again, they ask
- * ever more seldom. docs/queue.md has the measurements. */
+ * only where the kernel slows writers down. Elsewhere few reads, and all without a
+ * ring, ask the page cache first (RWF_NOWAIT) and take another way for what is not
+ * there; where that misses again and again, they ask ever more seldom. docs/queue.md
+ * has the measurements. */
 #include <errno.h>
 #include <unistd.h>
 
@@ -16,8 +15,13 @@
 
 enum { MOST_SKIPPED = 64 };
 
-/* Requests in flight, from which on a ring costs less than calls, or more threads help. */
-enum { FOR_RING = 4, FOR_THREADS = 16 };
+/* Requests in flight, from which on a ring costs less than calls. */
+enum { FOR_RING = 4 };
+
+/* Bytes of a piece that goes to the kernel at once. Of those that are submitted together
+ * the block layer makes one request where they are neighbours: for small ones a gain, for
+ * large ones a device with nothing else to do meanwhile. */
+enum { ALONE = 64 << 10 };
 
 static int is_write(const struct queue_piece *piece)
 {
@@ -119,20 +123,11 @@ static uint64_t in_flight(const struct fdstash_queue *queue, const struct queue_
     return more < queue->depth - taken ? taken + more : queue->depth;
 }
 
-/* Whether the threads of the kernel are worth it for a read from tmpfs. */
-static int is_for_many(const struct fdstash_queue *queue, const struct queue_piece *piece)
-{
-    return queue->ring && queue->processors > 1 && in_flight(queue, piece) >= FOR_THREADS &&
-           ring_has_pinned(queue->ring, piece->memory, piece->length);
-}
-
 /* All of it, part of it, or -errno: then another way is to be taken. */
 static int64_t move_cached(struct fdstash_queue *queue, const struct queue_piece *piece)
 {
-    if (is_write(piece))
+    if (is_write(piece) || filesystem_is_memory(piece->file->filesystem))
         return move_plainly(piece);
-    if (filesystem_is_memory(piece->file->filesystem))
-        return is_for_many(queue, piece) ? -EAGAIN : move_plainly(piece);
     return queue->ring && in_flight(queue, piece) >= FOR_RING ? -EAGAIN : read_cached(queue, piece);
 }
 
@@ -173,5 +168,7 @@ void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
     } else {
         piece->in_ring = 1;
         queue->in_ring++;
+        if (piece->length >= ALONE)
+            ring_submit(queue->ring);
     }
 }

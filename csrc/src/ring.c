@@ -256,7 +256,7 @@ int ring_pin(struct ring *ring, void *memory, uint64_t length)
     return 0;
 }
 
-int ring_has_pinned(const struct ring *ring, const void *memory, uint64_t length)
+static int is_pinned(const struct ring *ring, const void *memory, uint64_t length)
 {
     uint64_t at = (uint64_t)((const char *)memory - ring->pinned);
     return ring->pinned && (const char *)memory >= ring->pinned && at <= ring->pinned_length &&
@@ -291,7 +291,7 @@ int ring_prepare(struct ring *ring, const struct ring_request *request, void *co
     struct io_uring_sqe *sqe = next_sqe(ring);
     if (!sqe)
         return -EAGAIN;
-    prepare(sqe, request, ring_has_pinned(ring, request->memory, request->length));
+    prepare(sqe, request, is_pinned(ring, request->memory, request->length));
     if (is_registered(ring, request->fd))
         io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
     io_uring_sqe_set_data(sqe, cookie);

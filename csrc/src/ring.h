@@ -46,7 +46,6 @@ int ring_is_orphaned(const struct ring *ring);
 void ring_forget_files(struct ring *ring);
 /* Registers memory, for requests that lie in it: once. Owner. */
 int ring_pin(struct ring *ring, void *memory, uint64_t length);
-int ring_has_pinned(const struct ring *ring, const void *memory, uint64_t length);
 /* What is done, at most capacity of it; what the kernel has put off it finishes first,
  * where the caller may ask for that. Any one thread at a time. */
 unsigned ring_reap(struct ring *ring, struct ring_done *out, unsigned capacity);

@@ -65,14 +65,6 @@ int ring_pin(struct ring *ring, void *memory, uint64_t length)
     return -ENOSYS;
 }
 
-int ring_has_pinned(const struct ring *ring, const void *memory, uint64_t length)
-{
-    (void)ring;
-    (void)memory;
-    (void)length;
-    return 0;
-}
-
 unsigned ring_reap(struct ring *ring, struct ring_done *out, unsigned capacity)
 {
     (void)ring;
