@@ -49,7 +49,7 @@ def test_an_export_is_served_through_changes_of_cache_and_of_what_is_below(folde
             load.start()
         for load in loads:
             load.wait_for_more()
-        for number in range(count(800)):
+        for number in range(count(400)):
             reopen(client, node("top", file, "vmdk", **below[number % 4]))
             alone = number % 4 < 2
             assert (image.backing is None) is alone
