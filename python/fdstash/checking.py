@@ -29,7 +29,7 @@ def check(
     where a header is wrong, which no check can go beyond.
     """
     wanted = Repair.ALL if repair is True else Repair(repair or "nothing")
-    source = Source(os.fsdecode(path), None, format, {}, None, lock)
+    source = Source(os.fsdecode(path), None, format, {}, None, lock, backing=False)
     report = _check(source, Repair.NOTHING)
     useful = report.leaks or (report.corruptions and wanted is Repair.ALL) or report.unclean
     if wanted is Repair.NOTHING or not useful:
@@ -38,7 +38,7 @@ def check(
 
 
 def _check(source: Source, repair: Repair) -> CheckReport:
-    graph = Graph.open(source, writable=repair is not Repair.NOTHING, direct=False, alone=True)
+    graph = Graph.open(source, writable=repair is not Repair.NOTHING, direct=False)
     try:
         report = graph.format.check(repair)
         if repair is not Repair.NOTHING:

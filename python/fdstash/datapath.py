@@ -44,6 +44,7 @@ class Layer:
         """Build the core's map. Raises `FormatError` where it would not be one."""
         self.size = sum(segment.length for segment in segments)
         self.backing = backing
+        self.stands_in = not files  #: for an image that was left out; all of it is a hole
         made: list[Any] = []
         try:
             made.extend(new_table(table, name) for table in tables)

@@ -68,6 +68,8 @@ def _extent_at(
             break
         end = offset + run.length
         layer = layer.backing
+        if layer is not None and layer.stands_in:
+            break
     if run is None:
         return None
     if run.kind not in (Kind.DATA, Kind.DATA | Kind.COPY, Kind.COMPRESSED):

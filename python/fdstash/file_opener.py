@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fdstash import opening
 from fdstash.errors import ImageIOError, LockError, NotAFileError, RefusedError
@@ -29,7 +29,8 @@ class Source(NamedTuple):
     resolver: Resolver | None  #: None: beneath the folder of the file that names
     lock: bool
     mark: bool = True  #: whether a first write marks the header
-    backing: str | None = None  #: the path of the backing image; None: what the header says
+    #: The path of the backing image; False: none, so that holes are zeros; None: the header's.
+    backing: str | Literal[False] | None = None
 
 
 def open_flags(*, writable: bool, direct: bool) -> int:

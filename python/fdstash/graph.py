@@ -17,7 +17,7 @@ from fdstash.datapath import Layer
 from fdstash.errors import FormatError
 from fdstash.file_opener import FileOpener, Source, open_flags
 from fdstash.formats import registry
-from fdstash.formats.base import Format, ReadAt, shown, unsupported
+from fdstash.formats.base import Format, Kind, ReadAt, Segment, shown, unsupported
 from fdstash.formats.tables import TableFormat
 from fdstash.hostfile import HostFile
 from fdstash.locking import LockSet
@@ -28,6 +28,8 @@ __all__ = ["MAX_DEPTH", "Graph", "Level", "Map", "check_writable_format", "probe
 
 #: Images of a chain, the one that was opened included. VMware's products make at most 33.
 MAX_DEPTH = 256
+#: Bytes of what stands in for images that are left out: no image has more.
+_ENDLESS = 1 << 62
 #: Of all images of a chain: runs of bytes, and tables on disk. Each takes some memory at an open.
 MAX_SEGMENTS = 1 << 18
 MAX_TABLES = 1 << 25
@@ -108,6 +110,7 @@ class Graph:
         self.layer: Layer
         self.clusters: ClusterMap | None = None  #: of a format of cluster tables
         self.below: tuple[Level, ...] = ()  #: what holes read from, the nearest first
+        self._left_out: Layer | None = None  #: in place of them
         self.views: weakref.WeakSet[View] = weakref.WeakSet()  #: of images below
         self._swap: Swap | None = None
 
@@ -121,14 +124,12 @@ class Graph:
         stash: FDStash | None = None,
         beside: Graph | None = None,
         keep: bool = False,
-        alone: bool = False,
     ) -> Graph:
         """Open everything, or nothing.
 
         `beside`: another graph of the same image, whose lock descriptions are
         shared where the inode is the same. `keep`: its own files, those of the
         images below aside, are to be the same inodes, whatever became of their paths.
-        `alone`: without the images below, so that holes read as zeros.
         """
         opener = FileOpener(
             source,
@@ -142,7 +143,7 @@ class Graph:
         try:
             file = opener.open_first()
             graph.format = _open_format(file, opener, source, writable=writable)
-            graph._stack([] if alone else _open_backing(graph.format, opener, source))
+            graph._stack(_open_backing(graph.format, opener, source))
         except BaseException:
             graph.close()
             raise
@@ -156,10 +157,18 @@ class Graph:
     def _stack(self, formats: Sequence[Format]) -> None:
         """Make the maps, from the lowest image to the opened one."""
         for image in reversed(formats):
-            below = self.below[0].map.layer if self.below else None
-            made = _new_map(image, self.files, below)
+            made = _new_map(image, self.files, self._lower)
             self.below = (Level(image, made), *self.below)
+        if self.source.backing is False and self.format.backing_file is not None:
+            # Zeros that are written meanwhile must not become holes: the image may get a
+            # backing image later.
+            endless = Segment(0, _ENDLESS, Kind.HOLE)
+            self._left_out = Layer([endless], (), self.format.file.name)
         self.layer, self.clusters = self.new_map()
+
+    @property
+    def _lower(self) -> Layer | None:
+        return self.below[0].map.layer if self.below else self._left_out
 
     @property
     def formats(self) -> Sequence[Format]:
@@ -210,8 +219,7 @@ class Graph:
 
     def new_map(self) -> Map:
         """A map for what the format says now, with nothing of its tables loaded."""
-        below = self.below[0].map.layer if self.below else None
-        return _new_map(self.format, self.files, below)
+        return _new_map(self.format, self.files, self._lower)
 
     def revalidate(self, read: ReadAt) -> None:
         """Look at all headers again, by `read`. Raises `FormatError`."""
@@ -236,6 +244,8 @@ class Graph:
             self.layer.release()
         for level in self.below:
             level.map.layer.release()
+        if self._left_out is not None:
+            self._left_out.release()
         for file in self.files:
             file.release()
         self.locks.close()
@@ -254,6 +264,8 @@ def _open_format(file: HostFile, opener: FileOpener, source: Source, *, writable
 
 def _open_backing(top: Format, opener: FileOpener, source: Source) -> list[Format]:
     """The images that `top` is based on, the nearest first."""
+    if source.backing is False:
+        return []
     found: list[Format] = []
     above = top
     taken = {child.index: top.file.name for child in top.files}

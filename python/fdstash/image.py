@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from fdstash import needs
 from fdstash import reopen as transaction
@@ -49,7 +49,7 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     lock: bool = True,
     name: str | None = None,
     mark: bool = True,
-    backing: str | os.PathLike[str] | None = None,
+    backing: str | os.PathLike[str] | Literal[False] | None = None,
     **options: object,
 ) -> Image:
     """Open a disk image.
@@ -63,7 +63,8 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     those beneath its own folder. `lock=False` does without QEMU-compatible locks.
     `mark=False` leaves the header alone when the image is first written to (VMDK's
     CID, by which snapshots see it): for who writes only bytes that are there already.
-    `backing` is opened as the image that this one is based on, whatever its header says.
+    `backing` is opened as the image that this one is based on, whatever its header says;
+    False opens none, and what only an image below would have reads as zeros.
     `options` are the format's: ``offset`` and ``size`` (bytes) for raw.
 
     Raises `ImageIOError` (also the builtin of its errno), `LockError`,
@@ -73,7 +74,7 @@ def open(  # noqa: A001 - the builtin's name, as in io and gzip
     wanted = cache_mode(cache)
     if not isinstance(file, int):
         file = os.fsdecode(file)
-    below = None if backing is None else os.fsdecode(backing)
+    below = transaction.backing_path(backing)
     source = Source(file, name, format, options, resolver, lock, mark, below)
     graph = Graph.open(source, writable=writable, direct=wanted.direct, stash=stash)
     try:
@@ -239,7 +240,7 @@ class Image(Reader, Writes):
         mode: str | None = None,
         cache: str | None = None,
         path: str | os.PathLike[str] | None = None,
-        backing: str | os.PathLike[str] | None = None,
+        backing: str | os.PathLike[str] | Literal[False] | None = None,
         stash: FDStash | None = None,
         resolver: Resolver | None = None,
         prepare: Callable[[], object] | None = None,
@@ -250,7 +251,10 @@ class Image(Reader, Writes):
         An option left at None stays as it is. `path` equal to the image's own walks
         the path again and must meet the same file; another `path` must hold the
         same content, which `prepare` can see to: it is called with writes held,
-        just before the switch, and may read the image, not write it. `stash` is
+        just before the switch, and may read the image, not write it. `backing` is the
+        path of another image to be based on, or False for none, as in `open`; the
+        image's own files stay the same ones. Another `path` is based on what its
+        header names, unless `backing` says or was last False. `stash` is
         looked at first, and keeps what it holds. `timeout` (seconds, None: no
         limit) bounds opens that hang and requests that do not end.
 

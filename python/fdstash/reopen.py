@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter_ns
+from typing import Literal
 
 from fdstash.cache import cache_mode
 from fdstash.change import Change, Outcome
@@ -30,7 +31,7 @@ from fdstash.stash import FDStash
 from fdstash.state import ImageState
 from fdstash.swap import SwapError
 
-__all__ = ["change_for", "run", "writable_mode"]
+__all__ = ["backing_path", "change_for", "run", "writable_mode"]
 
 #: A gate that closed within this time, nanoseconds, left others no time to interfere.
 _SHORT = 1_000_000
@@ -45,12 +46,19 @@ def writable_mode(mode: str) -> bool:
     return mode == "r+"
 
 
+def backing_path(
+    backing: str | os.PathLike[str] | Literal[False] | None,
+) -> str | Literal[False] | None:
+    """What `Source.backing` is for that option of `open` and `Image.reopen`."""
+    return backing if backing is None or backing is False else os.fsdecode(backing)
+
+
 def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a microsecond
     state: ImageState,
     mode: str | None = None,
     cache: str | None = None,
     path: str | os.PathLike[str] | None = None,
-    backing: str | os.PathLike[str] | None = None,
+    backing: str | os.PathLike[str] | Literal[False] | None = None,
     stash: FDStash | None = None,
     resolver: Resolver | None = None,
     prepare: Callable[[], object] | None = None,
@@ -60,7 +68,8 @@ def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a micro
     wanted = state.cache if cache is None else cache_mode(cache)
     target = None if path is None else os.fspath(path)
     moved = target is not None and target != state.graph.path
-    if not moved and backing is None:
+    detached = state.graph.source.backing is False
+    if not moved and (backing is None or (backing is False and detached)):
         return SlotChange(
             state,
             writable=writable,
@@ -69,7 +78,7 @@ def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a micro
             by_path=target is not None,
             prepare=prepare,
         )
-    below = None if backing is None else os.fsdecode(backing)
+    below = False if backing is None and detached else backing_path(backing)
     source = state.graph.source._replace(
         resolver=resolver or state.graph.source.resolver, backing=below
     )

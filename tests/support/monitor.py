@@ -233,11 +233,16 @@ _numbers = itertools.count()
 
 
 @contextlib.contextmanager
-def daemon_in(folder: Path, **settings: Any) -> Iterator[tuple[Daemon, Path]]:
-    """A daemon of this process, and where its clients connect. It must end clean."""
+def daemon_in(
+    folder: Path, *, server: Callable[..., Any] | None = None, **settings: Any
+) -> Iterator[tuple[Daemon, Path]]:
+    """A daemon of this process, and where its clients connect. It must end clean.
+
+    `server`: what makes its NBD server, unless that is to be one that serves nobody.
+    """
     settings.setdefault("allow_folders", (os.fspath(folder),))
     path = folder / f"qmp-{next(_numbers)}"
-    daemon = Daemon(Settings(**settings), server=FakeServer)
+    daemon = Daemon(Settings(**settings), server=server or FakeServer)
     try:
         daemon.listen(os.fspath(path))
         yield daemon, path

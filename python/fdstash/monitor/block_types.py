@@ -64,7 +64,7 @@ _OPTIONS = (
                 "backing",
                 "BlockdevRefOrNull",
                 "The image that this one is based on, where it is not the one that its header"
-                " names.",
+                " names; null: none, and what only images below have reads as zeros.",
             ),
         ],
     ),

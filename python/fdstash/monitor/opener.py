@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import fdstash
 from fdstash.monitor.errors import QmpError, told
@@ -104,6 +104,7 @@ class Opener:
                 other.parents.discard(node.name)
                 if isinstance(other, FileNode):
                     other.user = None
+        node.backing = None
 
     def children(
         self,
@@ -139,7 +140,7 @@ class Opener:
         if isinstance(given, str):
             made.children.append(Child("backing", given))
             return []
-        name = given.node_name if given is not None else None
+        name = given.node_name if given else None
         nodes: list[Node] = []
         while below is not None:
             node = BackingNode(
@@ -181,8 +182,6 @@ class Opener:
     def _open(
         self, options: ImageOptions, filename: str, stash: FDStash, *, locking: bool
     ) -> fdstash.Image:
-        if options.without_backing:
-            raise QmpError("An image cannot be opened without the image that it is based on")
         caching = options.cache or self._file_cache(options) or Caching()
         modes = ["r"] if options.read_only else ["r+"]
         if options.auto_read_only and not options.read_only:
@@ -191,6 +190,8 @@ class Opener:
             if not options.auto_read_only:
                 raise QmpError(f"Block node is read-only: the file of '{options.node_name}' is")
             modes = ["r"]
+
+        backing = self.backing_path(options, stash)
 
         def open_in(mode: str) -> fdstash.Image:
             return fdstash.open(
@@ -201,7 +202,7 @@ class Opener:
                 stash=stash if stash.names() else None,
                 resolver=self._policy.resolver(filename),
                 lock=locking,
-                backing=self.backing_path(options),
+                backing=backing,
                 **dict[str, Any](options.format_options),
             )
 
@@ -210,19 +211,44 @@ class Opener:
         except (fdstash.Error, OSError) as error:
             raise told(error, f"Could not open '{filename}'") from error
 
-    def backing_path(self, options: ImageOptions) -> str | None:
-        """The path of the image that is to lie below; None: what the header says."""
+    def backing_path(
+        self, options: ImageOptions, stash: FDStash | None
+    ) -> str | Literal[False] | None:
+        """The path of the image that is to lie below; False: none; None: what the header says.
+
+        What lies below that one is what its header says; raises `QmpError` where the options
+        want it otherwise.
+        """
         below = options.backing
-        if below is None:
-            return None
+        if below is None or below is False:
+            return below
         if isinstance(below, str):
             node = self._table.get(below)
             assert isinstance(node, ImageNode)  # noqa: S101 - `referred` has looked
+            if node.image.backing is None:
+                _check_lowest(node.image, f"Node '{below}'")
             return node.filename
-        if not isinstance(below.file, FileOptions) or below.backing is not None:
+        if not isinstance(below.file, FileOptions) or below.backing:
             raise QmpError("Parameter 'backing' expects the name of an image, or one of one file")
-        self.offers.check_set(below.file.filename)
-        return below.file.filename
+        filename = below.file.filename
+        self.offers.check_set(filename)
+        if below.backing is False:
+            self._check_lowest_of_all(below.driver, filename, stash)
+        return filename
+
+    def _check_lowest_of_all(self, driver: str, filename: str, stash: FDStash | None) -> None:
+        try:
+            with fdstash.open(
+                filename,
+                format=driver,
+                stash=stash,
+                resolver=self._policy.resolver(filename),
+                lock=False,
+                backing=False,
+            ) as image:
+                _check_lowest(image, f"'{filename}'")
+        except (fdstash.Error, OSError) as error:
+            raise told(error, f"Could not open '{filename}'") from error
 
     def _file_cache(self, options: ImageOptions) -> Caching | None:
         if isinstance(options.file, FileOptions):
@@ -247,8 +273,19 @@ def own_files(image: fdstash.Image) -> int:
     return count
 
 
-def _given_names(options: FileOptions | ImageOptions | str | None) -> Iterator[str]:
-    if options is None or isinstance(options, str):
+def _check_lowest(image: fdstash.Image, what: str) -> None:
+    parent = image.format_info.get("parent")
+    if parent is not None:
+        raise QmpError(
+            "An image that another one is based on cannot be open without what it is itself based"
+            f" on: {what} is based on '{parent}'"
+        )
+
+
+def _given_names(
+    options: FileOptions | ImageOptions | str | Literal[False] | None,
+) -> Iterator[str]:
+    if not options or isinstance(options, str):
         return
     if options.node_name is not None:
         yield options.node_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fdstash.cache import CACHE_MODES, CacheMode
 from fdstash.monitor.errors import QmpError
@@ -77,8 +77,7 @@ class ImageOptions:
     read_only: bool | None = None
     auto_read_only: bool = False
     extents: tuple[Reference, ...] = ()
-    backing: ImageOptions | str | None = None
-    without_backing: bool = False  #: null was given
+    backing: ImageOptions | str | Literal[False] | None = None  #: False: null was given
     format_options: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -95,6 +94,8 @@ def parse(given: Mapping[str, Any]) -> FileOptions | ImageOptions:
         locking = given.get("locking", "auto") != "off"
         return FileOptions(filename=given["filename"], locking=locking, **common)
     backing = given.get("backing")
+    if backing is None and "backing" in given:
+        backing = False
     if isinstance(backing, dict):
         backing = parse(backing)
         if isinstance(backing, FileOptions):
@@ -103,7 +104,6 @@ def parse(given: Mapping[str, Any]) -> FileOptions | ImageOptions:
         file=_reference(given["file"], given["driver"]),
         extents=tuple(_reference(each, given["driver"]) for each in given.get("extents", ())),
         backing=backing,
-        without_backing="backing" in given and given["backing"] is None,
         format_options={name: given[name] for name in ("offset", "size") if name in given},
         **common,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import fdstash
 from fdstash.cache import cache_mode
@@ -32,7 +32,7 @@ class _Change:
     cache: Caching | None = None
     mode: str | None = None
     path: str | None = None
-    backing: str | None = None
+    backing: str | Literal[False] | None = None
     options: ImageOptions | None = None
     said: dict[str, str] = field(default_factory=dict)
 
@@ -72,14 +72,14 @@ class Reopener:
         with held(*nodes), ExitStack() as undo:
             changes: dict[str, _Change] = {}
             files: list[tuple[FileNode, FileOptions]] = []
-            for node, options in pairs:
-                owner = node.owner()
-                if owner is not None:
-                    change = changes.setdefault(owner.name, _Change(owner))
-                    self._collect(change, node, options)
-                elif isinstance(node, FileNode) and isinstance(options, FileOptions):
-                    files.append((node, options))
             with self._opener.offers.offered(passed) as stash:
+                for node, options in pairs:
+                    owner = node.owner()
+                    if owner is not None:
+                        change = changes.setdefault(owner.name, _Change(owner))
+                        self._collect(change, node, options, stash)
+                    elif isinstance(node, FileNode) and isinstance(options, FileOptions):
+                        files.append((node, options))
                 ready = []
                 for node, options in files:
                     mode, fresh = self._hold(node, options, stash)
@@ -121,7 +121,13 @@ class Reopener:
             raise QmpError("Cannot change the option 'driver'")
         return node
 
-    def _collect(self, change: _Change, node: Node, options: FileOptions | ImageOptions) -> None:
+    def _collect(
+        self,
+        change: _Change,
+        node: Node,
+        options: FileOptions | ImageOptions,
+        stash: FDStash | None,
+    ) -> None:
         if isinstance(options, FileOptions):
             self._collect_file(change, node, options)
             return
@@ -138,8 +144,16 @@ class Reopener:
                 other.check_unused()
         change.want("cache", cache or Caching(), node.name)
         change.want("mode", "r" if options.read_only else "r+", node.name)
-        if options.backing is not None and options.backing != image.backing:
-            change.want("backing", self._opener.backing_path(options), node.name)
+        if options.backing is False and _is_based(image) and image.parents:
+            raise QmpError(
+                f"Node '{node.name}' is in use: '{min(image.parents)}' is based on it, and so on"
+                " what it is itself based on"
+            )
+        # Another path is opened with what its header names, unless it is named here again.
+        if options.backing is not None and (
+            change.path is not None or options.backing != image.backing
+        ):
+            change.want("backing", self._opener.backing_path(options, stash), node.name)
         change.options = options
 
     def _collect_file(self, change: _Change, node: Node, options: FileOptions) -> None:
@@ -238,7 +252,8 @@ class Reopener:
 
     def _settle(self, change: _Change, offered: FDStash | None) -> None:
         node = change.image
-        if change.path is not None or change.backing is not None:
+        detached = change.backing is False and _is_based(node)
+        if change.path is not None or change.backing or detached:
             if change.path is not None:
                 node.filename = change.path
             self._renew_children(change)
@@ -260,6 +275,11 @@ class Reopener:
             node.image.extract_fds(fresh)
             first.held.close()
             first.held, first.filename, first.user = fresh, node.filename, node
+
+
+def _is_based(image: ImageNode) -> bool:
+    """Whether its children include an image below."""
+    return any(child.role == "backing" for child in image.children)
 
 
 def _own(image: ImageNode) -> set[str]:

@@ -16,59 +16,10 @@ import fdstash
 from fdstash import Image
 from fdstash.export import NbdServer
 from tests.support.nbd_client import FLUSH, READ, WRITE, Client
+from tests.support.nbd_load import BLOCK, Load
 from tests.support.tier import count
 
 pytestmark = pytest.mark.threads
-
-BLOCK = 4096
-
-
-class Load(threading.Thread):
-    """Verified blocks of its own stripe of the image, at depth 8; failures are kept."""
-
-    def __init__(self, where: str, blocks: range, seed: int) -> None:
-        super().__init__()
-        self._client = Client(where)
-        self._blocks = blocks
-        self._chance = random.Random(seed)
-        self._over = threading.Event()
-        self.model = dict.fromkeys(blocks, 0)
-        self.requests = 0
-        self.failure: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            with self._client:
-                while not self._over.is_set():
-                    self._round()
-                assert self._client.ask(FLUSH).error == 0
-        except BaseException as error:  # noqa: BLE001 - told by stop
-            self.failure = error
-
-    def _round(self) -> None:
-        flying = {}
-        for block in self._chance.sample(self._blocks, min(8, len(self._blocks))):
-            if self._chance.random() < 0.5:
-                value = self._chance.randrange(256)
-                cookie = self._client.send(WRITE, block * BLOCK, data=bytes([value]) * BLOCK)
-                flying[cookie] = (block, value)
-            else:
-                flying[self._client.send(READ, block * BLOCK, BLOCK)] = (block, None)
-        for _ in range(len(flying)):
-            reply = self._client.reply()
-            block, value = flying.pop(reply.cookie)
-            assert reply.error == 0
-            if value is None:
-                assert reply.data == bytes([self.model[block]]) * BLOCK
-            else:
-                self.model[block] = value
-            self.requests += 1
-
-    def stop(self) -> None:
-        self._over.set()
-        self.join()
-        if self.failure is not None:
-            raise self.failure
 
 
 def under_load(image: Image, server: NbdServer, where: str, change: Callable[[int], None]) -> None:
@@ -83,11 +34,8 @@ def under_load(image: Image, server: NbdServer, where: str, change: Callable[[in
         change(number)
         time.sleep(0.002)
     seen = [load.requests for load in loads]
-    limit = time.monotonic() + 20
-    while any(load.requests <= before for load, before in zip(loads, seen, strict=True)):
-        assert time.monotonic() < limit
-        assert all(load.failure is None for load in loads)
-        time.sleep(0.001)
+    for load, before in zip(loads, seen, strict=True):
+        load.wait_for_more(before)
     for load in loads:
         load.stop()
         for block, value in load.model.items():
