@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 HEAD = b'# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="custom"\n'
 ROOM = MAX_BYTES - len(HEAD) - 1
-SECOND = 1.0
+SECONDS = 2.0
 MEMORY = 64 << 20
 
 # Opens the file as what it is recognised as. Addresses are limited to what the
@@ -51,7 +51,7 @@ print(json.dumps(found))
 
 def read(path: Path, extent_size: int = 1 << 62) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", READER, str(path), str(extent_size), str(MEMORY), str(SECOND)],
+        [sys.executable, "-c", READER, str(path), str(extent_size), str(MEMORY), str(SECONDS)],
         check=False,
         capture_output=True,
         encoding="utf-8",
