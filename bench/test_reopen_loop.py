@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -85,11 +86,11 @@ def _alike(call: str) -> str:
 @pytest.mark.parametrize("extents", [0, 1, 3, 64])
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_loop_makes_the_calls_of_a_reopen(place: Path, route: str, extents: int) -> None:
-    traces = {}
-    for side in ("ours", "peer"):
-        folder = place / side
-        folder.mkdir()
-        traces[side] = _trace(folder, route, extents, side)
-    for ours, peer in zip(*traces.values(), strict=True):
-        assert [call.replace("/ours/", "/peer/") for call in ours] == peer
-    print(f"{route}, {extents} extents, {file_system(place)}: {[len(c) for c in traces['ours']]}")
+    sides = ("ours", "peer")
+    for side in sides:
+        (place / side).mkdir()
+    with ThreadPoolExecutor(len(sides)) as pool:  # most of it is the start of two interpreters
+        ours, peer = pool.map(lambda side: _trace(place / side, route, extents, side), sides)
+    for one, other in zip(ours, peer, strict=True):
+        assert [call.replace("/ours/", "/peer/") for call in one] == other
+    print(f"{route}, {extents} extents, {file_system(place)}: {[len(c) for c in ours]}")
