@@ -11,6 +11,7 @@ import array
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,25 +41,19 @@ def test_a_page_written_twice_at_once_across_a_switch_fails_no_flush(
     chosen = random.Random(1)
     data = fdstash.AlignedBuffer(WRITES * PAGE)
     over = threading.Event()
-    failures: list[OSError] = []
 
     def write(image: fdstash.Image) -> None:
-        try:
-            pages = array.array("Q", (chosen.randrange(PAGES) * PAGE for _ in range(WRITES)))
-            with image.queue(AT_ONCE, engine=engine) as queue:
-                while not over.is_set():
-                    assert queue.write_many(pages, PAGE, data) == WRITES * PAGE
-        except OSError as error:
-            failures.append(error)
+        pages = array.array("Q", (chosen.randrange(PAGES) * PAGE for _ in range(WRITES)))
+        with image.queue(AT_ONCE, engine=engine) as queue:
+            while not over.is_set():
+                assert queue.write_many(pages, PAGE, data) == WRITES * PAGE
 
-    with fdstash.open(path, "r+", format="raw") as image:
-        writer = threading.Thread(target=write, args=(image,))
-        writer.start()
+    with fdstash.open(path, "r+", format="raw") as image, ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write, image)
         try:
             for number in range(SWITCHES):
                 image.reopen(cache=("none", "writeback")[number % 2])
                 image.flush()
         finally:
             over.set()
-            writer.join()
-    assert failures == []
+        writing.result()

@@ -17,7 +17,7 @@ import pytest
 from fdstash.bench.against import Match, MatchSettings
 from fdstash.bench.daemons import OURS, Daemon, DaemonError
 from fdstash.bench.nbd_load import NbdLoad
-from tests.support.command import command, program
+from tests.support.command import command, heeding_interrupts, program
 from tests.support.need import need_program
 
 PEER = "qemu-storage-daemon"
@@ -135,12 +135,8 @@ def test_a_daemon_that_dies_is_told(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_after_a_signal(folder: Path, number: signal.Signals) -> None:
-    words = ("bench", "reopen", "--against", PEER, "--size", "4M", "--dir", str(folder))
-    # A shell has its background jobs ignore SIGINT, and so the tests may be run.
-    heeding = ["env", "--default-signal=INT"]
-    running = subprocess.Popen(
-        [*heeding, sys.executable, "-m", "fdstash.cli.main", *words], stderr=subprocess.PIPE
-    )
+    words = ("bench", "reopen", "--against", PEER, "--size", "4M", "--dir", folder)
+    running = subprocess.Popen(heeding_interrupts(*words), stderr=subprocess.PIPE)
     until = time.monotonic() + 30
     while not list(folder.glob("fdstash-fio-*/started")):
         assert time.monotonic() < until

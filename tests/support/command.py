@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from fdstash.cli.app import app
 
-__all__ = ["command", "fdstash_json", "program"]
+__all__ = ["command", "fdstash_json", "heeding_interrupts", "program"]
 
 
 def command(*arguments: str | os.PathLike[str]) -> Result:
@@ -30,6 +30,15 @@ def fdstash_json(*arguments: str | os.PathLike[str], code: int = 0) -> Any:
     result = command(*arguments, "--output", "json")
     assert result.exit_code == code, result.output
     return json.loads(result.stdout)
+
+
+def heeding_interrupts(*arguments: str | os.PathLike[str]) -> list[str]:
+    """The words that run `fdstash ARGUMENTS` as a program, which SIGINT interrupts.
+
+    A shell has its background jobs ignore SIGINT, and so the tests may be run.
+    """
+    words = ["env", "--default-signal=INT", sys.executable, "-m", "fdstash.cli.main"]
+    return [*words, *map(os.fspath, arguments)]
 
 
 def program(*arguments: str | os.PathLike[str], **options: Any) -> subprocess.CompletedProcess[str]:

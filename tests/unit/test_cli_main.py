@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fdstash
-from tests.support.command import command, program
+from tests.support.command import command, heeding_interrupts, program
 
 
 @pytest.mark.parametrize("absent", ["click", "rich"])
@@ -99,11 +99,8 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_a_run_and_removes_what_it_made(tmp_path: Path) -> None:
-    arguments = ["bench", "reopen", "--dir", tmp_path, "--reopens", "100000", "-p"]
-    # A shell has its background jobs ignore SIGINT, and so the tests may be run.
-    heeding = ["env", "--default-signal=INT"]
     with subprocess.Popen(
-        [*heeding, sys.executable, "-m", "fdstash.cli.main", *arguments],
+        heeding_interrupts("bench", "reopen", "--dir", tmp_path, "--reopens", "100000", "-p"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
