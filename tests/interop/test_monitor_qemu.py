@@ -22,6 +22,7 @@ from fdstash.monitor.vocabulary import SCHEMA
 from tests.support.disks import make_flat_for_qemu, make_raw
 from tests.support.monitor import Client, daemon_in, file_options
 from tests.support.need import need_program, plain_environment
+from tests.support.qmp import disconnect
 
 SIZE = 1 << 16
 
@@ -315,7 +316,7 @@ def test_the_library_drives_every_command(folder: Path) -> None:
         with pytest.raises(ExecuteError, match="Failed to find node"):
             await run("blockdev-del", node_name="disk")
         await run("quit")
-        await client.disconnect()
+        await disconnect(client)
 
     with daemon_in(folder) as (daemon, path):
         asyncio.run(drive(path))

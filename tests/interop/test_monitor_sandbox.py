@@ -6,6 +6,7 @@ A manager, here the library `qemu.qmp`, passes the descriptors.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from tests.support.disks import ExtentSpec, FlatDisk, make_flat
+from tests.support.qmp import disconnect
 from tests.support.sandbox import NOBODY, Sandbox
 
 pytestmark = pytest.mark.root
@@ -114,10 +116,9 @@ class Manager:
             text = str(order["write"]).encode()
             assert content[2 * BLOCK + 4096 :][: len(text)] == text
 
-    def close(self) -> None:
+    def quit(self) -> None:
         self.execute("quit")
-        self.loop.run_until_complete(self.client.disconnect())
-        self.loop.close()
+        self.loop.run_until_complete(disconnect(self.client))
 
 
 @pytest.fixture
@@ -128,6 +129,7 @@ def disk(tmp_path: Path) -> FlatDisk:
     return made
 
 
+@contextlib.contextmanager
 def managed(tmp_path: Path, disk: FlatDisk, way: str, **sandbox: Any) -> Iterator[Manager]:
     folder, path = disk.path.parent, tmp_path / "qmp"
     with socket.socket(socket.AF_UNIX) as sock:
@@ -142,14 +144,14 @@ def managed(tmp_path: Path, disk: FlatDisk, way: str, **sandbox: Any) -> Iterato
             imports=["hashlib", "json"],
             **sandbox,
         )
-    with child:
-        guest = child.sock.makefile("rw")
+    with child, child.sock.makefile("rw") as guest:
         told = json.loads(guest.readline())
         assert told["visible"] is False
         assert told["uid"] == (NOBODY.uid if sandbox else 0)
         manager = Manager(path, guest, disk, way)
-        yield manager
-        manager.close()
+        with contextlib.closing(manager.loop):
+            yield manager
+            manager.quit()
         guest.close()
         assert child.result() is True
 
@@ -161,7 +163,7 @@ MODES = [("r", False), ("r+", True), ("r", True), ("r+", False)]
 def test_one_descriptor_a_file_serves_every_reopen_of_a_daemon_that_may_open_again(
     tmp_path: Path, disk: FlatDisk, way: str
 ) -> None:
-    for manager in managed(tmp_path, disk, way):
+    with managed(tmp_path, disk, way) as manager:
         manager.pass_all(os.O_RDWR)
         manager.execute("blockdev-add", manager.options("r+"))
         manager.check("r+", direct=False)
@@ -176,7 +178,7 @@ def test_one_descriptor_a_file_serves_every_reopen_of_a_daemon_that_may_open_aga
 def test_another_user_without_permissions_reopens_with_what_is_passed(
     tmp_path: Path, disk: FlatDisk, way: str
 ) -> None:
-    for manager in managed(tmp_path, disk, way, identity=NOBODY):
+    with managed(tmp_path, disk, way, identity=NOBODY) as manager:
         manager.pass_all(os.O_RDWR, locks=True)
         manager.execute("blockdev-add", manager.options("r+"))
         manager.check("r+", direct=False)
@@ -197,7 +199,7 @@ def test_another_user_without_permissions_reopens_with_what_is_passed(
 def test_without_a_descriptor_for_its_locks_the_error_says_what_to_do(
     tmp_path: Path, disk: FlatDisk
 ) -> None:
-    for manager in managed(tmp_path, disk, "getfd", identity=NOBODY):
+    with managed(tmp_path, disk, "getfd", identity=NOBODY) as manager:
         manager.pass_all(os.O_RDWR)
         options = manager.options("r+")
         with pytest.raises(ExecuteError, match=r"with getfd or add-fd as 'lock:disk\.vmdk'"):

@@ -8,7 +8,8 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "same_description",
 ]
 
+#: Readings by which an answer about the locks must lead.
+_LEAD = 6
 _O_PATH = 0o10000000
 _F_DUPFD_QUERY = 1027
 _LISTING = re.compile(r"/proc/\d+/fd")
@@ -133,25 +136,40 @@ def _parse(line: str, device: int | None = None, inode: int | None = None) -> Lo
     return Lock(int(match["start"]), end, match["kind"])
 
 
-def _locks(path: str, device: int | None = None, inode: int | None = None) -> list[Lock]:
-    with open(path, encoding="ascii") as lines:
-        return sorted(lock for line in lines if (lock := _parse(line, device, inode)))
+def _locks(lines: Iterable[str], device: int | None = None, inode: int | None = None) -> list[Lock]:
+    return sorted(lock for line in lines if (lock := _parse(line, device, inode)))
+
+
+def _pieces(path: str) -> Iterator[str]:
+    """What each read of a file of /proc gives."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        while piece := os.read(fd, 1 << 20):
+            yield piece.decode("ascii")
+    finally:
+        os.close(fd)
 
 
 def ofd_locks(path: str | os.PathLike[str] | int) -> list[Lock]:
     """All OFD locks on the file, whoever holds them, one entry for each description."""
     status = os.stat(path)
-    # The listing comes in pieces, and meanwhile the locks of other programs come and go: an
-    # entry may be there twice, or not at all. So it must say the same three times.
-    same, found = 0, None
-    while same < 3:
-        again = _locks("/proc/locks", status.st_dev, status.st_ino)
-        same = same + 1 if again == found else 1
-        found = again
-        time.sleep(0)
-    return found or []
+    # The kernel's listing comes in pages. Locks of other programs that come or go between two
+    # of them shift the rest, and an entry is there twice, or not at all. So more than a page
+    # is read until one answer leads.
+    seen: Counter[tuple[Lock, ...]] = Counter()
+    while True:
+        pieces = list(_pieces("/proc/locks"))
+        found = _locks("".join(pieces).splitlines(), status.st_dev, status.st_ino)
+        if len(pieces) <= 1:
+            return found
+        seen[tuple(found)] += 1
+        (most, times), (_, others) = [*seen.most_common(2), ((), 0)][:2]
+        if times - others == _LEAD:
+            return list(most)
+        time.sleep(0.0005)
 
 
 def description_locks(fd: int) -> list[Lock]:
     """The OFD locks that the description behind `fd` itself holds."""
-    return _locks(f"/proc/self/fdinfo/{fd}")
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        return _locks(lines)

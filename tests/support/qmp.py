@@ -15,7 +15,7 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
 from tests.support.need import need_program, plain_environment
 
-__all__ = ["StorageDaemon", "StorageDaemonError", "file_node"]
+__all__ = ["StorageDaemon", "StorageDaemonError", "disconnect", "file_node"]
 
 
 class StorageDaemonError(Exception):
@@ -25,6 +25,12 @@ class StorageDaemonError(Exception):
 def file_node(path: Path, **options: object) -> dict[str, object]:
     """The options of a block node that is a file."""
     return {"driver": "file", "node-name": "file", "filename": str(path), **options}
+
+
+async def disconnect(client: QMPClient) -> None:
+    """Leave a monitor that was told to quit: who ends the connection first is anyone's guess."""
+    with contextlib.suppress(EOFError):
+        await client.disconnect()
 
 
 class StorageDaemon:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,29 @@ def test_locks_are_those_of_the_file_and_of_the_description(tmp_path: Path) -> N
     assert kernel.ofd_locks(path) == [shared]
     os.close(first)
     assert kernel.ofd_locks(path) == []
+
+
+def test_locks_of_others_that_come_and_go_do_not_disturb_the_listing(tmp_path: Path) -> None:
+    busy = """
+import fcntl, os, struct, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+print(flush=True)
+while True:
+    for kind in fcntl.F_RDLCK, fcntl.F_UNLCK:
+        for byte in range(0, 800, 2):
+            fcntl.fcntl(fd, 37, struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0))
+"""
+    path = tmp_path / "file"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    lock(fd, fcntl.F_RDLCK, 100, 2)
+    lock(fd, fcntl.F_RDLCK, 200, 1)
+    other = subprocess.Popen(
+        [sys.executable, "-c", busy, tmp_path / "other"], stdout=subprocess.PIPE
+    )
+    with other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        found = [kernel.ofd_locks(path) for _ in range(50)]
+        other.kill()
+    os.close(fd)
+    assert found == [[Lock(100, 101, "READ"), Lock(200, 200, "READ")]] * 50
