@@ -132,3 +132,10 @@ uint64_t hostfile_write_grain(void)
     }
     return known;
 }
+
+void hostfile_write_range(uint64_t length, uint64_t offset, uint64_t *start, uint64_t *end)
+{
+    uint64_t grain = hostfile_write_grain();
+    *start = offset & ~(grain - 1);
+    *end = (offset + length + grain - 1) & ~(grain - 1);
+}

@@ -66,6 +66,8 @@ int hostfile_learn_alignment(struct fdstash_file *file, int fd);
 /* Bytes, a power of two: the host page, or the largest alignment that is borne.
  * A write that is not aligned to it may share a block or a page with another. */
 uint64_t hostfile_write_grain(void);
+/* The whole grains that a write touches: what it holds of the file's ranges. */
+void hostfile_write_range(uint64_t length, uint64_t offset, uint64_t *start, uint64_t *end);
 
 /* ---- the data path (hostfile_io.c, hostfile_space.c); any thread ---- */
 

@@ -291,12 +291,12 @@ static int64_t write_plain(struct fdstash_file *file, struct iov_cursor *at, uin
 int64_t hostfile_writev(struct fdstash_file *file, struct iov_cursor *at, uint64_t length,
                         uint64_t offset, int rwf_flags)
 {
-    uint64_t grain = hostfile_write_grain();
     struct range range;
+    uint64_t first, end;
     if (length == 0)
         return 0;
-    range_acquire(&file->ranges, &range, round_down(offset, grain),
-                  round_up(offset + length, grain));
+    hostfile_write_range(length, offset, &first, &end);
+    range_acquire(&file->ranges, &range, first, end);
     struct iov_cursor start = *at;
     int64_t rc = write_plain(file, at, length, offset, rwf_flags);
     if (rc == -EINVAL || (rc >= 0 && (uint64_t)rc < length)) {

@@ -77,10 +77,9 @@ void piece_to_worker(struct fdstash_queue *queue, struct queue_piece *piece)
 /* What a write of the file must hold while it is under way (hostfile_writev). */
 static int take_range(struct queue_piece *piece)
 {
-    uint64_t grain = hostfile_write_grain();
-    uint64_t end = piece->offset + piece->length;
-    int rc = range_try_acquire(&piece->file->ranges, &piece->range, piece->offset & ~(grain - 1),
-                               (end + grain - 1) & ~(grain - 1));
+    uint64_t start, end;
+    hostfile_write_range(piece->length, piece->offset, &start, &end);
+    int rc = range_try_acquire(&piece->file->ranges, &piece->range, start, end);
     piece->ranged = rc == 0;
     return rc;
 }
@@ -168,7 +167,7 @@ void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
     } else {
         piece->in_ring = 1;
         queue->in_ring++;
-        if (piece->length >= ALONE)
+        if (piece->length >= ALONE || is_direct(piece))
             ring_submit(queue->ring);
     }
 }
