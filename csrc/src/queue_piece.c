@@ -18,11 +18,6 @@ enum { MOST_SKIPPED = 64 };
 /* Requests in flight, from which on a ring costs less than calls. */
 enum { FOR_RING = 4 };
 
-/* Bytes of a piece that goes to the kernel at once. Of those that are submitted together
- * the block layer makes one request where they are neighbours: for small ones a gain, for
- * large ones a device with nothing else to do meanwhile. */
-enum { ALONE = 64 << 10 };
-
 static int is_write(const struct queue_piece *piece)
 {
     return piece->slot->request.operation == FDSTASH_OP_WRITE;
@@ -167,7 +162,9 @@ void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
     } else {
         piece->in_ring = 1;
         queue->in_ring++;
-        if (piece->length >= ALONE || is_direct(piece))
+        /* In a batch the device would wait for the last to be prepared, and the block layer
+         * make one request of neighbours where the device can do several. */
+        if (is_direct(piece))
             ring_submit(queue->ring);
     }
 }

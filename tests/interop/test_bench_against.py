@@ -57,6 +57,16 @@ def test_both_reopen_a_raw_image_under_the_same_load(folder: Path) -> None:
     assert list(folder.iterdir()) == [picture]
 
 
+def test_a_rate_is_kept_by_both(folder: Path) -> None:
+    arguments = ("-f", "raw", "--dir", folder, "--rate-iops", "500", "--output", "json")
+    result = command("bench", "reopen", *SMALL, *arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    for name in (OURS, PEER):
+        for load in (found[name]["plain"], found[name]["reopening"]):
+            assert 100 < load["iops"] < 1000
+
+
 def test_what_the_peer_refuses_is_told_in_its_words(folder: Path) -> None:
     result = command("bench", "reopen", *SMALL, "--extents", "2", "--dir", folder)
     assert result.exit_code == 0, result.output

@@ -144,8 +144,16 @@ def _arguments(socket: str, words: Words, seconds: float) -> list[str]:
         arguments["fsync"] = words.fsync
     if words.size is not None:
         arguments["size"] = words.size
+    if words.rate:
+        arguments["rate_iops"] = _rates(words)
     flags = ["--thread", "--time_based", "--norandommap"]
     return flags + [f"--{name}={value}" for name, value in arguments.items()]
+
+
+def _rates(words: Words) -> str:
+    """Of a job's reads and writes. fio knows no fractions, and takes 0 for no limit."""
+    shares = (words.reading, 100 - words.reading)
+    return ",".join(str(max(1, round(words.rate * part / 100 / words.jobs))) for part in shares)
 
 
 def _measured(output: str) -> Measured:

@@ -18,8 +18,8 @@ __all__ = ["against", "was_said"]
 
 #: What another daemon cannot be told, or fio's NBD client cannot do.
 _NOT_HERE = (
-    *("aligned", "engine", "hdr", "kinds", "no_failures", "no_naive", "rate_iops", "stride"),
-    *("verify", "write"),
+    *("aligned", "engine", "hdr", "kinds", "no_failures", "no_naive", "stride", "verify"),
+    "write",
 )
 
 
