@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -95,17 +94,6 @@ def test_a_missing_program_is_told_with_its_package(
     assert said in result.stderr
     assert "Traceback" not in result.stderr
     assert list(folder.iterdir()) == [programs]
-
-
-def test_a_missing_client_is_told_with_what_to_install(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "qemu.qmp", None)  # an import of it fails
-    result = command("bench", "reopen", *SMALL)
-    assert result.exit_code == 1
-    assert "needs the package qemu.qmp: pip install 'fdstash[bench]'" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert list(folder.iterdir()) == []
 
 
 def test_an_image_past_the_page_cache_is_reopened_too(folder: Path) -> None:

@@ -11,7 +11,6 @@ import os
 import random
 import tempfile
 import time
-from asyncio import sleep
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from fdstash.bench.against_result import MatchResult, Reopens, Side, Turn
 from fdstash.bench.daemons import OURS, PEERS, Daemon, ServedImage
 from fdstash.bench.nbd_load import Measured, NbdLoad
 from fdstash.bench.programs import need_program
-from fdstash.bench.qmp import RefusedCommandError, need_client
+from fdstash.bench.qmp import RefusedCommandError
 from fdstash.bench.subject import default_folder
 from fdstash.bench.words import Words
 from fdstash.errors import OptionError
@@ -114,7 +113,6 @@ class Match:
 
     def __init__(self, settings: MatchSettings) -> None:
         settings.check()
-        need_client()
         for program in ("fio", settings.peer):
             need_program(program)
         self._settings = settings
@@ -195,10 +193,10 @@ class Match:
             load.wait_until_begun()
             if reopens is not None:
                 until = time.monotonic() + settings.seconds - _MARGIN
-                daemon.monitor.run(self._reopen(daemon, reopens, until))
+                self._reopen(daemon, reopens, until)
             return load.result()
 
-    async def _reopen(self, daemon: Daemon, reopens: Reopens, until: float) -> None:
+    def _reopen(self, daemon: Daemon, reopens: Reopens, until: float) -> None:
         """The same moments in every turn, from the load's beginning to `until`."""
         settings = self._settings
         rng = random.Random(settings.seed)  # noqa: S311 - pauses, nothing secret
@@ -208,13 +206,13 @@ class Match:
             pause = rng.uniform(0, 2 * settings.every)
             if time.monotonic() + pause > until:
                 return
-            await sleep(pause)
-            reopens.round_trips.append(await daemon.monitor.timed(_ROUND_TRIP))
+            time.sleep(pause)
+            reopens.round_trips.append(daemon.monitor.timed(_ROUND_TRIP))
             command = daemon.reopen_command(direct=not direct)
             reopens.asked += 1
             reopens.at.append(time.monotonic_ns() - begun)
             try:
-                reopens.times.append(await daemon.monitor.timed(*command))
+                reopens.times.append(daemon.monitor.timed(*command))
             except RefusedCommandError as error:
                 reopens.at.pop()
                 reopens.failed(str(error))

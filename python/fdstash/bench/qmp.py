@@ -1,21 +1,22 @@
-"""A QMP client, the same one for every daemon: the package `qemu.qmp`, which is an extra."""
+"""A QMP client, the same one for every daemon.
+
+What it takes itself is part of every time that it measures, so it does as little as can be: one
+socket, one command at a time, on the thread that asks.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import json
+import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self
 
-from fdstash.errors import Error, OptionError
+from fdstash.errors import Error
 
-if TYPE_CHECKING:
-    from qemu.qmp import QMPClient
+__all__ = ["Monitor", "RefusedCommandError"]
 
-__all__ = ["Monitor", "RefusedCommandError", "need_client"]
-
-_T = TypeVar("_T")
 _RETRY = 0.02
 #: Seconds until a daemon whose connection has ended must have ended.
 _DYING = 1.0
@@ -25,89 +26,91 @@ class RefusedCommandError(Error):
     """What the daemon answered to a command that it did not carry out."""
 
 
-def need_client() -> None:
-    """Raises `OptionError` where the package is not there."""
-    try:
-        import qemu.qmp  # noqa: F401, PLC0415 - an extra
-    except ImportError as error:
-        raise OptionError(
-            "QMP needs the package qemu.qmp: pip install 'fdstash[bench]'", option="against"
-        ) from error
-
-
 class Monitor:
     """A connection to a daemon's monitor. Owner: one thread.
 
     `alive` raises where the daemon has ended, or does within so many seconds; it is asked where the
-    connection fails.
+    connection fails. `timeout`: seconds, of the connection and of each answer.
     """
 
     def __init__(self, path: str, alive: Callable[[float], None], timeout: float = 30) -> None:
-        """Connect as soon as somebody listens at `path`, within `timeout` seconds."""
-        from qemu.qmp import QMPClient  # noqa: PLC0415 - an extra
-
+        """Connect as soon as somebody listens at `path`."""
         self._alive = alive
-        self._runner = asyncio.Runner()
-        self._client: QMPClient = QMPClient("fdstash-bench")
+        self._socket = self._connected(path, timeout)
+        self._lines = self._socket.makefile("rb")
         try:
-            self.run(self._connect(path, time.monotonic() + timeout))
+            self._next()  # the greeting
+            self.execute("qmp_capabilities")
         except BaseException:
-            self._runner.close()
+            self.close()
             raise
 
-    async def _connect(self, path: str, deadline: float) -> None:
-        from qemu.qmp import ConnectError  # noqa: PLC0415 - an extra
-
+    def _connected(self, path: str, timeout: float) -> socket.socket:
+        deadline = time.monotonic() + timeout
         while True:
             self._alive(0)
+            found = socket.socket(socket.AF_UNIX)
             try:
-                await self._client.connect(path)
-            except ConnectError:
-                if time.monotonic() > deadline:
+                found.settimeout(timeout)
+                found.connect(path)
+            except BaseException as error:
+                found.close()
+                early = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+                if not early or time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(_RETRY)
+                time.sleep(_RETRY)
             else:
-                return
-
-    def run(self, task: Coroutine[Any, Any, _T]) -> _T:
-        """Run it to its end."""
-        return self._runner.run(task)
+                return found
 
     def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """Run one command; what it returns. Raises as `timed` does."""
-        return self.run(self._execute(command, arguments))
+        return _value(self._answer(_encoded(command, arguments)))
 
-    async def timed(self, command: str, arguments: Mapping[str, object] | None = None) -> int:
+    def timed(self, command: str, arguments: Mapping[str, object] | None = None) -> int:
         """Nanoseconds from the command to its answer.
 
         Raises `RefusedCommandError`, what `alive` raises, and `Error` where the connection ended.
         """
+        message = _encoded(command, arguments)
         begun = time.perf_counter_ns()
-        await self._execute(command, arguments)
-        return time.perf_counter_ns() - begun
+        answer = self._answer(message)
+        took = time.perf_counter_ns() - begun
+        _value(answer)
+        return took
 
-    async def _execute(self, command: str, arguments: Mapping[str, object] | None) -> Any:
-        from qemu.qmp import ExecuteError, QMPError  # noqa: PLC0415 - an extra
-
-        given = None if arguments is None else dict(arguments)
+    def _answer(self, message: bytes) -> dict[str, Any]:
         try:
-            return await self._client.execute(command, given)
-        except ExecuteError as error:
-            raise RefusedCommandError(str(error)) from error
-        except (QMPError, OSError, EOFError) as error:
-            self._alive(_DYING)
-            raise Error(f"the monitor's connection ended: {error}") from error
+            self._socket.sendall(message)
+        except OSError as error:
+            raise self._ended(error) from error
+        while "event" in (answer := self._next()):
+            pass
+        return answer
+
+    def _next(self) -> dict[str, Any]:
+        """Both daemons send each object as a line."""
+        try:
+            line = self._lines.readline()
+        except OSError as error:
+            raise self._ended(error) from error
+        if not line:
+            raise self._ended(EOFError("end of file"))
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise Error(f"that is no monitor: it said {line[:80]!r}")
+        return found
+
+    def _ended(self, error: Exception) -> Error:
+        self._alive(_DYING)
+        return Error(f"the monitor's connection ended: {error}")
 
     def close(self) -> None:
-        """Disconnect; never raises for a connection that has ended."""
-        from qemu.qmp import QMPError  # noqa: PLC0415 - an extra
-
-        try:
-            self.run(self._client.disconnect())
-        except (QMPError, OSError, EOFError):
-            pass
-        finally:
-            self._runner.close()
+        """Disconnect."""
+        self._lines.close()
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -119,3 +122,16 @@ class Monitor:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _encoded(command: str, arguments: Mapping[str, object] | None) -> bytes:
+    message: dict[str, object] = {"execute": command}
+    if arguments is not None:
+        message["arguments"] = dict(arguments)
+    return json.dumps(message).encode() + b"\n"
+
+
+def _value(answer: Mapping[str, Any]) -> Any:
+    if "error" in answer:
+        raise RefusedCommandError(str(answer["error"]["desc"]))
+    return answer["return"]

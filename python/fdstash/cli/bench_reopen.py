@@ -82,7 +82,7 @@ def bench_reopen(
     same QMP client. The image is then a VMDK of --extents, or raw with -f raw, and has no
     holes; IMAGE is only read. Defaults are --rw randrw, --iodepth 16, --numjobs 1,
     --runtime 5 (of each load), --every 0.01, --size 256M, and no limit of --reopens or of
-    --rate-iops. It wants fio and the daemon on PATH, and pip install 'fdstash[bench]'.
+    --rate-iops. It wants fio and the daemon on PATH.
 
     The exit code is 1 when a request failed, a byte was wrong, an image was lost, a
     descriptor leaked, or a reopen did not do what it had to.
