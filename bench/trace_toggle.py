@@ -1,8 +1,8 @@
-"""One toggle there and back, of the image or of the C loop, between markers: a program for strace.
+"""Toggles there and back, of images or of the C loop, between markers: a program for strace.
 
-    python -m bench.trace_toggle FOLDER ROUTE EXTENTS ours|peer
+    python -m bench.trace_toggle FOLDER ROUTE ours|peer EXTENTS...
 
-EXTENTS 0 stands for a raw file.
+An image for each number, one after the other; 0 stands for a raw file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bench.toggles import make_flat_vmdk, make_raw, toggles
 
 __all__ = ["MARK"]
 
-#: A path that is asked for before and after each of the two.
+#: A path that is asked for before and after each toggle.
 MARK = "/fdstash-trace-mark"
 
 
@@ -23,9 +23,8 @@ def _mark() -> None:
     os.access(MARK, os.F_OK)
 
 
-def main(folder: str, route: str, extents: str, side: str) -> None:
-    place = Path(folder)
-    path = make_flat_vmdk(place, int(extents)) if int(extents) else make_raw(place)
+def toggle(path: Path, route: str, side: str) -> None:
+    """There and back. The other side goes first, so that both find the same."""
     with toggles(path, route) as pair:
         for options in pair.options:
             pair.prepare()
@@ -40,6 +39,14 @@ def main(folder: str, route: str, extents: str, side: str) -> None:
                 pair.image.reopen(**options)
                 _mark()
             pair.turn += 1
+
+
+def main(folder: str, route: str, side: str, *sizes: str) -> None:
+    for size in sizes:
+        place = Path(folder, size)
+        place.mkdir()
+        extents = int(size)
+        toggle(make_flat_vmdk(place, extents) if extents else make_raw(place), route, side)
 
 
 if __name__ == "__main__":
