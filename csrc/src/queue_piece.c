@@ -155,8 +155,16 @@ void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
     }
     if (queue->ring && !queue->lending)
         queue_refresh(queue);
-    struct ring_request request = {piece->memory,     piece->length,   piece->offset,
-                                   piece->file->slot, is_write(piece), rwf_flags(piece)};
+    int direct = is_direct(piece);
+    struct ring_request request = {
+        .memory = piece->memory,
+        .length = piece->length,
+        .offset = piece->offset,
+        .fd = piece->file->slot,
+        .write = is_write(piece),
+        .rwf_flags = rwf_flags(piece),
+        .direct = direct,
+    };
     if (!queue->ring || queue->lending || ring_prepare(queue->ring, &request, piece) < 0) {
         piece_to_worker(queue, piece);
     } else {
@@ -164,7 +172,7 @@ void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
         queue->in_ring++;
         /* In a batch the device would wait for the last to be prepared, and the block layer
          * make one request of neighbours where the device can do several. */
-        if (is_direct(piece))
+        if (direct)
             ring_submit(queue->ring);
     }
 }

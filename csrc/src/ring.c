@@ -291,7 +291,7 @@ int ring_prepare(struct ring *ring, const struct ring_request *request, void *co
     struct io_uring_sqe *sqe = next_sqe(ring);
     if (!sqe)
         return -EAGAIN;
-    prepare(sqe, request, is_pinned(ring, request->memory, request->length));
+    prepare(sqe, request, request->direct && is_pinned(ring, request->memory, request->length));
     if (is_registered(ring, request->fd))
         io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
     io_uring_sqe_set_data(sqe, cookie);

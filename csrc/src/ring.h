@@ -15,6 +15,7 @@ struct ring_request {
     int fd;
     int write;
     int rwf_flags; /* RWF_DSYNC or 0 */
+    int direct;    /* past the page cache: what registered memory is for */
 };
 
 struct ring_done {
@@ -44,7 +45,8 @@ int ring_is_orphaned(const struct ring *ring);
 /* Submits, and lets go of the files that were registered: requests that the kernel
  * has taken up keep theirs. Unless bound, by any thread that excludes the owner. */
 void ring_forget_files(struct ring *ring);
-/* Registers memory, for requests that lie in it: once. Owner. */
+/* Registers memory, for direct requests that lie in it: once. Through the page cache it
+ * would make them cost more. Owner. */
 int ring_pin(struct ring *ring, void *memory, uint64_t length);
 /* What is done, at most capacity of it; what the kernel has put off it finishes first,
  * where the caller may ask for that. Any one thread at a time. */

@@ -124,9 +124,9 @@ class Queue:
     def pin(self, buffer: Any) -> bool:
         """Have the kernel look the pages of a buffer up once, for requests that lie in it.
 
-        Worth it for memory that many requests use. Whether it was done: not without io_uring,
-        beyond RLIMIT_MEMLOCK, or a second time; then all goes on as before. The buffer cannot
-        be resized until the queue is closed.
+        Worth it for memory that many requests past the page cache use; others go on as before.
+        Whether it was done: not without io_uring, beyond RLIMIT_MEMLOCK, or a second time; then
+        all goes on as before. The buffer cannot be resized until the queue is closed.
         """
         view = ffi.from_buffer("char[]", buffer, require_writable=True)
         with self._owned() as handle:
