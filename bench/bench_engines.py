@@ -6,7 +6,6 @@ measured.
 
 from __future__ import annotations
 
-import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fdstash
-from bench.passes import BLOCK, Pass, compare, random_offsets, twin
+from bench.passes import BLOCK, compare, many, random_offsets, twin
 from bench.results import question
 
 ASKED = question(
@@ -40,13 +39,6 @@ def image(request: pytest.FixtureRequest) -> Iterator[tuple[str, int, fdstash.Im
         yield f"{place}, {mode}", REQUESTS[mode], opened
 
 
-def many(queue: fdstash.Queue, kind: str, requests: int, memory: fdstash.AlignedBuffer) -> Pass:
-    offsets = array.array("q", random_offsets(SIZE, requests))
-    if kind == "read":
-        return lambda: queue.read_many(offsets, BLOCK, memory)
-    return lambda: queue.write_many(offsets, BLOCK, memory)
-
-
 @pytest.mark.parametrize("kind", ["read", "write"])
 @pytest.mark.parametrize("engine", ["auto", "io_uring", "threads"])
 @pytest.mark.parametrize("depth", [1, 4, 32])
@@ -64,12 +56,13 @@ def test_engine(
         ours = stack.enter_context(opened.queue(depth, engine=engine))
         peer = stack.enter_context(opened.queue(depth, engine="psync"))
         ours.pin(memory)
+        offsets = random_offsets(SIZE, requests)
         compare(
             benchmark,
             ASKED,
             f"{place}, {kind}, depth {depth}, {engine}",
-            many(ours, kind, requests, memory),
-            many(peer, kind, requests, memory),
+            many(ours, kind, offsets, BLOCK, memory),
+            many(peer, kind, offsets, BLOCK, memory),
             requests=requests,
             full=200,
         )

@@ -6,7 +6,6 @@ measured; through the ring, since the other engines know no registered memory.
 
 from __future__ import annotations
 
-import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fdstash
-from bench.passes import Pass, compare, random_offsets, twin
+from bench.passes import compare, many, random_offsets, twin
 from bench.results import question
 
 ASKED = question(
@@ -39,12 +38,6 @@ def image(request: pytest.FixtureRequest, ext4: Path) -> Iterator[tuple[str, fds
         yield f"ext4, {request.param}", opened
 
 
-def many(queue: fdstash.Queue, kind: str, size: int, memory: fdstash.AlignedBuffer) -> Pass:
-    offsets = array.array("q", random_offsets(SIZE - size, REQUESTS[size]))
-    call = queue.read_many if kind == "read" else queue.write_many
-    return lambda: call(offsets, size, memory)
-
-
 @pytest.mark.parametrize("kind", ["read", "write"])
 @pytest.mark.parametrize("size", REQUESTS)
 def test_registered_memory(
@@ -58,12 +51,13 @@ def test_registered_memory(
             stack.enter_context(opened.queue(DEPTH, engine="io_uring")) for _ in range(2)
         )
         assert registered.pin(memory)
+        offsets = random_offsets(SIZE - size, REQUESTS[size])
         compare(
             benchmark,
             ASKED,
             f"{place}, {kind} of {size >> 10} KiB, depth {DEPTH}",
-            many(registered, kind, size, memory),
-            many(plain, kind, size, memory),
+            many(registered, kind, offsets, size, memory),
+            many(plain, kind, offsets, size, memory),
             requests=REQUESTS[size],
             full=400,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import random
 import threading
 import time
@@ -20,6 +21,7 @@ __all__ = [
     "Pass",
     "compare",
     "fragmented",
+    "many",
     "random_offsets",
     "reads",
     "threads",
@@ -84,6 +86,15 @@ def writes(image: fdstash.Image, offsets: Sequence[int], n: int = BLOCK) -> Pass
             image.pwrite(buffer, offset)
 
     return run
+
+
+def many(
+    queue: fdstash.Queue, kind: str, offsets: Sequence[int], n: int, memory: fdstash.AlignedBuffer
+) -> Pass:
+    """A read or write of `n` bytes at each offset, all of them in one call."""
+    places = array.array("q", offsets)
+    call = queue.read_many if kind == "read" else queue.write_many
+    return lambda: call(places, n, memory)
 
 
 def threads(make: Callable[[Sequence[int]], Pass], offsets: Sequence[int], count: int) -> Pass:
