@@ -28,7 +28,9 @@ SIZE = 64 << 20
 REQUESTS = {"cached": 1000, "direct": 200}
 
 
-@pytest.fixture(scope="module", params=["tmpfs-cached", "ext4-cached", "ext4-direct"])
+@pytest.fixture(
+    scope="module", params=["tmpfs-cached", "tmpfs-direct", "ext4-cached", "ext4-direct"]
+)
 def image(request: pytest.FixtureRequest) -> Iterator[tuple[str, int, fdstash.Image]]:
     place, mode = request.param.split("-")
     folder: Path = request.getfixturevalue(place)

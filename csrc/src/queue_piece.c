@@ -130,6 +130,13 @@ static int is_direct(const struct queue_piece *piece)
     return atomic_load_explicit(&piece->file->direct, memory_order_relaxed) != 0;
 }
 
+/* Whether it is for the page cache. A file system that is memory has nothing else, whatever
+ * O_DIRECT says; its io_uring would give each such request to a thread. */
+static int is_cached(const struct queue_piece *piece)
+{
+    return !is_direct(piece) || filesystem_is_memory(piece->file->filesystem);
+}
+
 void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
 {
     if (queue->engine == FDSTASH_ENGINE_SYNC && !queue->at_once && !queue->lending) {
@@ -141,7 +148,7 @@ void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)
         piece_to_worker(queue, piece);
         return;
     }
-    if (queue->at_once && !is_direct(piece) && !rwf_flags(piece)) {
+    if (queue->at_once && is_cached(piece) && !rwf_flags(piece)) {
         int64_t moved = move_cached(queue, piece);
         if (moved == (int64_t)piece->length) {
             piece_done(queue, piece, moved, 0);

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from fdstash.errors import RefusedError
@@ -138,10 +138,16 @@ class StashNames:
         """The name of the descriptor for the locks of that file, or None."""
         if self.stash is None:
             return None
-        names = [key] if key is not None else _candidates(name, text)
+        names: Iterable[str] = [key] if key is not None else _candidates(name, text)
         return next((lock for n in names if (lock := f"lock:{n}") in self.stash), None)
 
 
-def _candidates(name: str, text: str) -> Sequence[str]:
+def _candidates(name: str, text: str) -> Iterator[str]:
+    """One by one: the first is nearly always the one."""
+    if name:
+        yield name
+    if text and text != name:
+        yield text
     last = os.path.basename(text)
-    return [n for n in dict.fromkeys((name, text, last)) if n]
+    if last and last not in (name, text):
+        yield last

@@ -232,13 +232,16 @@ class Reopener:
                     writable=(change.mode or node.image.mode) == "r+",
                     own=_own(node),
                 )
+        resolver = None  # the same graph resolves no name
+        if change.path is not None or change.backing is not None:
+            resolver = self._policy.resolver(change.path or node.filename)
         return {
             "mode": change.mode,
             "cache": cache,
             "path": change.path,
             "backing": change.backing,
             "stash": offered,
-            "resolver": self._policy.resolver(change.path or node.filename),
+            "resolver": resolver,
         }
 
     @staticmethod

@@ -6,7 +6,7 @@ After QEMU's QAPI: what `vocabulary` declares with these is checked here, told t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fdstash.monitor.errors import QmpError
@@ -24,6 +24,7 @@ __all__ = [
     "Union",
 ]
 
+_JSON_TYPES = {bool: "boolean", str: "string", dict: "object", int: "int", type(None): "null"}
 #: Of options in options; no disk has more images in each other.
 MAX_DEPTH = 32
 
@@ -102,6 +103,10 @@ class Event(NamedTuple):
     data: Sequence[Member] = ()
 
 
+def _tag(union: Union) -> Member:
+    return next(member for member in union.members if member.name == union.tag)
+
+
 def _path(at: str, name: str) -> str:
     return f"{at}.{name}" if at else name
 
@@ -115,6 +120,15 @@ class Schema:
         self.types = {each.name: each for each in types}
         self.commands = {each.name: each for each in commands}
         self.events = {each.name: each for each in events}
+        #: Of each union, for each value of its tag: all members.
+        self._members_by_tag = {
+            each.name: {
+                value: (*each.members, *self._variant(each, value))
+                for value in self._tag_values(each)
+            }
+            for each in types
+            if isinstance(each, Union)
+        }
 
     def check_arguments(self, command: Command, given: Mapping[str, Any]) -> None:
         """Raises `QmpError` unless a command takes these arguments."""
@@ -149,19 +163,29 @@ class Schema:
                     raise _type_error(at, "object")
                 self._members(self._all_members(found, value, at), value, at, depth)
 
+    def _tag_values(self, union: Union) -> Iterable[str]:
+        tag = self.types[_tag(union).type]
+        assert isinstance(tag, Enum)  # noqa: S101 - `vocabulary` has no other
+        return tag.values
+
+    def _variant(self, union: Union, value: str) -> Sequence[Member]:
+        variant = union.variants.get(value)
+        if variant is None:
+            return ()
+        struct = self.types[variant]
+        assert isinstance(struct, Struct)  # noqa: S101 - `vocabulary` has no other
+        return struct.members
+
     def _all_members(
         self, found: Struct | Union, value: Mapping[str, Any], at: str
-    ) -> list[Member]:
-        members = list(found.members)
-        if isinstance(found, Union):
-            tag = next(member for member in members if member.name == found.tag)
-            self._members([tag], {k: v for k, v in value.items() if k == found.tag}, at, 0)
-            variant = found.variants.get(value[found.tag])
-            if variant is not None:
-                struct = self.types[variant]
-                assert isinstance(struct, Struct)  # noqa: S101 - `vocabulary` has no other
-                members += struct.members
-        return members
+    ) -> Sequence[Member]:
+        if isinstance(found, Struct):
+            return found.members
+        by_tag = self._members_by_tag[found.name]
+        told: Any = value.get(found.tag)
+        if not isinstance(told, str) or told not in by_tag:  # the tag's own type says what it is
+            self._members([_tag(found)], {k: v for k, v in value.items() if k == found.tag}, at, 0)
+        return by_tag[told]
 
     def _members(
         self, members: Sequence[Member], value: Mapping[str, Any], at: str, depth: int
@@ -195,10 +219,7 @@ class Schema:
 
 
 def _json_type(value: Any) -> str:
-    for kind, name in ((bool, "boolean"), (str, "string"), (dict, "object"), (int, "int")):
-        if isinstance(value, kind):
-            return name
-    return "null" if value is None else "value"
+    return _JSON_TYPES.get(type(value), "value")
 
 
 def _type_error(at: str, expected: str) -> QmpError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import pytest
 import fdstash
 from fdstash import Image
 from fdstash.export import NbdServer
-from tests.support.mounts import mount, unmount
 from tests.support.nbd_client import (
     BLOCK_STATUS,
     CACHE,
@@ -30,7 +28,6 @@ from tests.support.nbd_client import (
     ZEROES,
     Client,
 )
-from tests.support.need import need_root
 from tests.support.tier import count
 
 HOLE_AND_ZERO = 3
@@ -205,16 +202,6 @@ def test_the_header_is_marked_at_the_first_write_and_not_before(
             assert cid() != before
         server.remove("e", hard=True)
         until_gone(server)
-
-
-@pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Path]:
-    need_root("a tmpfs")
-    folder = tmp_path / "tmpfs"
-    folder.mkdir()
-    mount("fdstash-nbd", folder, "tmpfs", "rw,size=8m")
-    yield folder
-    unmount(folder)
 
 
 @pytest.mark.root

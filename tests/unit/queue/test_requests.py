@@ -288,3 +288,27 @@ def test_the_engine_is_the_one_that_was_asked_for(image: Image, engine: str) -> 
         )
         assert queue.depth == 2
         assert os.fstat(queue.fileno())
+
+
+@pytest.mark.root
+def test_memory_has_no_threads_of_the_kernel(tmpfs: Path) -> None:
+    """tmpfs accepts O_DIRECT and ignores it; its io_uring gives each request to a thread."""
+
+    def workers() -> list[str]:
+        found = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+        return [name for name in found if name.startswith("iou-wrk")]
+
+    before = len(workers())
+    path = make_raw(tmpfs, 1 << 20)
+    try:
+        image = fdstash.open(path, "r+", format="raw", cache="none")
+    except OSError as error:
+        assert error.errno == errno.EINVAL
+        pytest.skip("this kernel refuses O_DIRECT on tmpfs")
+    with image, image.queue(32, engine="auto") as queue, AlignedBuffer(4096) as memory:
+        for number in range(256):
+            (queue.write if number % 2 else queue.read)(memory, number * 4096, number)
+            if queue.in_flight == 32:
+                results(queue)
+            assert len(workers()) == before
+        results(queue)
