@@ -97,7 +97,7 @@ def _compare(name: str, result: MatchResult) -> list[Comparison]:
 
 def _told(name: str, daemon: str, side: Side) -> dict[str, object]:
     """One daemon's line of the table; times in microseconds."""
-    times = side.reopen_times
+    times, empty = side.reopen_times, side.round_trips
     reopening, plain = side.loads(reopening=True), side.loads(reopening=False)
     return {
         "image": name,
@@ -108,6 +108,7 @@ def _told(name: str, daemon: str, side: Side) -> dict[str, object]:
         "refused": side.refused,
         "failed_reopens": side.failed_reopens,
         "reopen_us": [exact_percentile(times, p) / 1000 for p in (50, 99, 100)] if times else None,
+        "empty_us": [exact_percentile(empty, p) / 1000 for p in (50, 99)] if empty else None,
         "longest_request_us": max(load.longest for load in [*plain, *reopening]) / 1000,
         "failed_requests": side.failed_requests,
         "iops": median([load.iops for load in plain]),
@@ -152,21 +153,22 @@ def test_serve(
 
 
 def _shown(side: dict[str, object]) -> list[str]:
-    times = side["reopen_us"]
-    p50, p99, longest = [f"{each:,.0f}" for each in times] if isinstance(times, list) else ["-"] * 3
-    rates = [side["iops"], side["iops_reopening"]]
+    reopens, empty = side["reopen_us"] or [None] * 3, side["empty_us"] or [None] * 2
+    assert isinstance(reopens, list)
+    assert isinstance(empty, list)
+    numbers = [*reopens, *empty, side["longest_request_us"], side["failed_requests"]]
+    numbers += [side["iops"], side["iops_reopening"]]
     return [
         f"{side['image']}, {side['daemon']}",
         *(f"{side[count]}" for count in ("reopens", "refusals", "failed_reopens")),
-        *(p50, p99, longest, f"{side['longest_request_us']:,.0f}", f"{side['failed_requests']}"),
-        *("-" if rate is None else f"{rate:,.0f}" for rate in rates),
+        *("-" if number is None else f"{number:,.0f}" for number in numbers),
     ]
 
 
 def _conclude(asked: Question) -> list[str]:
     asked.notes["sides"] = _SIDES
     headings = ["", "reopens", "refused", "failed", "p50, us", "p99, us", "max, us"]
-    headings += ["longest request, us", "failed", "requests/s", "with reopens"]
+    headings += ["empty, p50", "p99", "longest request, us", "failed", "requests/s", "with reopens"]
     lines = ["", *table(headings, [_shown(side) for side in _SIDES])]
     words = {str(side["refused"]) for side in _SIDES if side["refused"]}
     return [*lines, *(f'refused there: "{each}"' for each in sorted(words))]
