@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
 
@@ -30,10 +29,14 @@ def reopen_all(
     if any(a is b for a, b in pairwise(states)):
         raise OptionError("an image is named twice; give all its options at once")
     until = deadline(timeout)
-    with ExitStack() as begun:
+    begun = []
+    try:
         for state in states:
             state.begin(until)
-            begun.callback(state.end)
+            begun.append(state)
         return transaction.run(
             [transaction.change_for(state, **options) for state, options in wanted], until
         )
+    finally:
+        for state in reversed(begun):
+            state.end()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
-from tests.support.disks import ExtentSpec, FlatDisk, make_flat
+from tests.support.disks import ExtentSpec, FlatDisk, make_flat, make_raw
 from tests.support.qmp import disconnect
 from tests.support.sandbox import NOBODY, Sandbox
 
@@ -194,6 +195,68 @@ def test_another_user_without_permissions_reopens_with_what_is_passed(
         # That one it was opened with, and keeps.
         manager.execute("blockdev-reopen", {"options": [manager.options("r+")]})
         manager.check("r+", direct=False)
+
+
+LOSING = """
+import socket
+from fdstash.monitor import Daemon, Settings
+from fdstash.monitor.listener import Listener
+
+daemon = Daemon(Settings(allow_folders=(args[1],)))
+daemon.adopt(Listener(socket.socket(fileno=args[0]), None))
+daemon.wait()
+result = daemon.close()
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user reaches, as pytest's are not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def test_when_permissions_have_gone_it_falls_back_on_what_it_opened_at_first(
+    tmp_path: Path, open_folder: Path
+) -> None:
+    path = make_raw(open_folder, 1 << 16)
+    os.chown(path, *NOBODY)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(os.fspath(tmp_path / "qmp"))
+        sock.listen()
+        fd = sock.fileno()
+        child = Sandbox(LOSING, fd, os.fspath(open_folder), identity=NOBODY, pass_fds=[fd])
+    with child, contextlib.closing(asyncio.new_event_loop()) as loop:
+        client = QMPClient("manager")
+        loop.run_until_complete(client.connect(os.fspath(tmp_path / "qmp")))
+
+        def execute(name: str, arguments: dict[str, Any] | None = None) -> Any:
+            return loop.run_until_complete(client.execute(name, arguments))
+
+        def reopen(*, read_only: bool, direct: bool = False) -> None:
+            cache = {"direct": direct}
+            options = image | {"read-only": read_only, "cache": cache}
+            execute("blockdev-reopen", {"options": [options]})
+
+        def mode() -> tuple[bool, bool]:
+            (found,) = (n for n in execute("query-named-block-nodes") if n["node-name"] == "vm")
+            return found["ro"], found["cache"]["direct"]
+
+        file = {"driver": "file", "node-name": "file", "filename": os.fspath(path)}
+        image = {"driver": "raw", "node-name": "vm", "file": "file"}
+        execute("blockdev-add", file)
+        execute("blockdev-add", image)
+        reopen(read_only=True)
+        path.chmod(0)
+        reopen(read_only=False)
+        assert mode() == (False, False)
+        with pytest.raises(ExecuteError, match="ermission"):
+            reopen(read_only=True)
+        assert mode() == (False, False)
+        execute("quit")
+        loop.run_until_complete(disconnect(client))
+        assert child.result() is True
 
 
 def test_without_a_descriptor_for_its_locks_the_error_says_what_to_do(

@@ -14,7 +14,7 @@ from fdstash.monitor.descriptors import Passed, close_all
 from fdstash.monitor.errors import QmpError, device_not_found, told
 from fdstash.monitor.introspection import schema_info
 from fdstash.monitor.later_log import LaterLog
-from fdstash.monitor.nodes import BackingNode, ChildNode, FileNode, ImageNode, Node, held
+from fdstash.monitor.nodes import BackingNode, ChildNode, FileNode, Held, ImageNode, Node
 from fdstash.monitor.vocabulary import SCHEMA
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ VERSION = {
     "qemu": dict(zip(("major", "minor", "micro"), _numbers, strict=False)),
     "package": f"fdstash {__version__}",
 }
+#: What the log says of an image: `_told_of` it.
+_IMAGE = "%s %r, mode %s, cache %s"
+_REOPENED = f"node %r reopened: {_IMAGE}"
 _EXPORT_ID = re.compile(r"[A-Za-z][-A-Za-z0-9._]*")
 
 Arguments = Mapping[str, Any]
@@ -90,15 +93,13 @@ class Commands:
         self.log.info("node %r added: %s", node.name, _shown(node))
 
     def blockdev_reopen(self, passed: Passed, given: Arguments) -> None:
-        self._daemon.reopener.reopen(
-            [node_options.parse(each) for each in given["options"]], passed.stash
-        )
-        for each in given["options"]:
-            node = self._daemon.table.find(each["node-name"])
-            owner = node.owner() if node is not None else None
-            if owner is not None:
-                self.log.info("node %r reopened: %s", owner.name, _shown(owner))
-                self._daemon.reopened(owner)
+        options = [node_options.parse(each) for each in given["options"]]
+        for node in self._daemon.reopener.reopen(options, passed.stash):
+            self._reopened(node)
+
+    def _reopened(self, node: ImageNode) -> None:
+        self.log.info(_REOPENED, node.name, *_told_of(node))
+        self._daemon.reopened(node)
 
     def block_set_hostcache(self, passed: Passed, given: Arguments) -> None:
         name = given["node-name"]
@@ -109,8 +110,7 @@ class Commands:
         if owner is None:
             raise QmpError(f"Node '{name}' is not an open image")
         self._daemon.reopener.set_host_cache(owner, use=given["hostcache"])
-        self.log.info("node %r reopened: %s", owner.name, _shown(owner))
-        self._daemon.reopened(owner)
+        self._reopened(owner)
 
     def blockdev_del(self, passed: Passed, given: Arguments) -> None:
         name = given["node-name"]
@@ -119,7 +119,7 @@ class Commands:
             raise QmpError(f"Failed to find node with node-name='{name}'")
         if isinstance(node, ChildNode | BackingNode):
             raise QmpError(f"Node '{name}' is a part of '{node.image.name}', and ends with it")
-        with held(node):
+        with Held(node):
             if node.exports:
                 raise QmpError(f"Node {name} is in use: export '{min(node.exports)}' serves it")
             if node.parents:
@@ -142,7 +142,7 @@ class Commands:
             raise QmpError(f"Cannot find device='{device}' nor node-name='{name}'")
         if given["size"] < 0:
             raise QmpError("Parameter 'size' expects a >0 size")
-        with held(node):
+        with Held(node):
             image = self._daemon.opener.image_of(node)
             try:
                 image.resize(given["size"])
@@ -171,7 +171,7 @@ class Commands:
         if node is None:
             raise QmpError(f"Cannot find device='' nor node-name='{name}'")
         writable = given.get("writable", False)
-        with held(node):
+        with Held(node):
             image = self._daemon.opener.image_of(node)
             if writable and image.mode == "r":
                 raise QmpError("Cannot export read-only node as writable")
@@ -188,8 +188,13 @@ class Commands:
         return self._daemon.exports.query()
 
 
+def _told_of(node: ImageNode) -> tuple[str, str, str, str]:
+    """What `_IMAGE` shows."""
+    image = node.image
+    return image.format, node.filename, image.mode, image.cache
+
+
 def _shown(node: Node) -> str:
     if isinstance(node, ImageNode):
-        image = node.image
-        return f"{image.format} {node.filename!r}, mode {image.mode}, cache {image.cache}"
+        return _IMAGE % _told_of(node)
     return f"file {node.filename!r}, mode {node.mode}" if isinstance(node, FileNode) else ""

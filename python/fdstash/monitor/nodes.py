@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NamedTuple
 
 import fdstash
 from fdstash.monitor.errors import QmpError
@@ -20,10 +22,11 @@ __all__ = [
     "Child",
     "ChildNode",
     "FileNode",
+    "Held",
+    "HeldFile",
     "ImageNode",
     "Node",
     "NodeTable",
-    "held",
 ]
 
 
@@ -58,7 +61,8 @@ class ImageNode(Node):
     """An open image.
 
     `kept`: the descriptors passed in that it was opened with, for reopens when whoever passed
-    them has gone.
+    them has gone. What it was opened with and the daemon has opened itself is not among them: its
+    node has it, and reopens fall back on it.
     """
 
     def __init__(self, name: str, driver: str, image: fdstash.Image, filename: str) -> None:
@@ -95,19 +99,28 @@ class BackingNode(Node):
         self.depth = depth
 
 
+class HeldFile(NamedTuple):
+    """A file that is open. `by_path`: the daemon opened it, nobody passed it in."""
+
+    mode: str  #: ``r`` or ``r+``
+    stash: FDStash  #: its descriptor, under its name
+    by_path: bool
+
+
 class FileNode(Node):
-    """A file added by itself: `held` has its descriptor under its name, `mode` is ``r`` or ``r+``.
+    """A file added by itself.
 
     `user`: the image that is open on it. `direct_image`: itself as a raw image, as soon as it is
     exported or resized.
     """
 
-    def __init__(self, options: FileOptions, name: str, held: FDStash, mode: str) -> None:
+    def __init__(self, options: FileOptions, name: str, held: HeldFile) -> None:
         super().__init__(name, options.driver)
         self.options = options
         self.filename = options.filename
-        self.held = held
-        self.mode = mode
+        self.held = held.stash
+        self.mode = held.mode
+        self.by_path = held.by_path
         self.user: ImageNode | None = None
         self.direct_image: fdstash.Image | None = None
 
@@ -208,12 +221,34 @@ class NodeTable:
             ]
 
 
-@contextmanager
-def held(*nodes: Node) -> Iterator[None]:
-    """Change these nodes: in a fixed order, so that nobody waits in a circle."""
-    with ExitStack() as stack:
-        for node in sorted(set(nodes), key=lambda each: each.name):
-            stack.enter_context(node.lock)
+class Held:
+    """The nodes that are to be changed: taken in a fixed order, so that nobody waits in a circle.
+
+    Raises `QmpError` for one that is gone.
+    """
+
+    def __init__(self, *nodes: Node) -> None:
+        self._nodes = sorted(set(nodes), key=_name)
+
+    def __enter__(self) -> None:
+        for taken, node in enumerate(self._nodes, 1):
+            node.lock.acquire()
             if node.deleted:
+                self._release(taken)
                 raise QmpError(f"Failed to find node with node-name='{node.name}'")
-        yield
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release(len(self._nodes))
+
+    def _release(self, taken: int) -> None:
+        for node in self._nodes[:taken]:
+            node.lock.release()
+
+
+def _name(node: Node) -> str:
+    return node.name

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import fdstash
 from fdstash.formats.vmdk import descriptor
 from fdstash.monitor.descriptors import FdSets, close_all, copy_all, fdset_number, offer
 from fdstash.monitor.errors import QmpError, told
-from fdstash.monitor.nodes import FileNode, ImageNode, Node, NodeTable
+from fdstash.monitor.nodes import FileNode, HeldFile, ImageNode, Node, NodeTable
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions, Reference
 from fdstash.monitor.policy import Policy
 from fdstash.names import join_name
@@ -58,15 +57,10 @@ class Offers:
             found.append(below)
         return found
 
-    @contextmanager
-    def offered(self, *passed: FDStash | None) -> Iterator[FDStash | None]:
-        """All that was passed in."""
+    def offered(self, *passed: FDStash | None) -> AbstractContextManager[FDStash | None]:
+        """All that was passed in, until the end of the block."""
         stash = offer(self._sets, *passed)
-        try:
-            yield stash
-        finally:
-            if stash is not None:
-                stash.close()
+        return nullcontext() if stash is None else stash
 
     def name_of(self, reference: Reference) -> tuple[str, bool]:
         """The file name that a reference stands for, and whether to lock it."""
@@ -85,13 +79,13 @@ class Offers:
                 f" {number}; pass its descriptors with add-fd"
             )
 
-    def hold(self, options: FileOptions, stash: FDStash | None) -> tuple[str, FDStash]:
-        """The mode in which a file could be opened, and its descriptor under its name."""
+    def hold(self, options: FileOptions, stash: FDStash | None) -> HeldFile:
+        """Open a file, in the mode in which that can be done."""
         self.check_set(options.filename)
         cache = (options.cache or Caching()).mode()
         modes = ["r"] if options.read_only else ["r+", "r"] if options.auto_read_only else ["r+"]
 
-        def hold_in(mode: str) -> tuple[str, FDStash]:
+        def hold_in(mode: str) -> HeldFile:
             with fdstash.open(
                 options.filename,
                 mode,
@@ -103,7 +97,7 @@ class Offers:
             ) as image:
                 found = FDStash()
                 image.extract_fds(found)
-                return mode, found
+                return HeldFile(mode, found, by_path=image.files[0].path is not None)
 
         try:
             return in_modes(modes, hold_in)
@@ -152,9 +146,8 @@ class Offers:
         else:
             wanted = reference
             if reference.read_only is None and not writable:
-                wanted = replace(reference, read_only=True)
-            _, found = self.hold(wanted, stash)
-            with found:
+                wanted = reference._replace(read_only=True)
+            with self.hold(wanted, stash).stash as found:
                 fds = found.dup_all(reference.filename)
             if reference.filename in stash:  # of other modes, too
                 fds += stash.dup_all(reference.filename)
@@ -184,7 +177,8 @@ class Offers:
         return list(dict.fromkeys(line.name for line in lines if line.name is not None))
 
     def keep(self, node: ImageNode, stash: FDStash) -> None:
-        """What of `stash` serves the image's files is kept for reopens."""
+        """What of `stash` serves the image's files, and was passed in, is kept for reopens."""
+        ours = self.opened_by_path(node)
         files = [file.name for file in node.image.files]
         lasts = {name.rpartition("/")[2] for name in files}
         names = [
@@ -194,4 +188,12 @@ class Offers:
             or plain in lasts
             or any(file.endswith(f"/{plain}") for file in files)
         ]
-        copy_all(stash, node.kept, names)
+        copy_all(stash, node.kept, [name for name in names if name not in ours])
+
+    def opened_by_path(self, node: ImageNode) -> dict[str, FileNode]:
+        """By name: the image's files that were added by themselves, and not passed in."""
+        nodes = (
+            (file.name, self._table.find(child.name))
+            for file, child in zip(node.image.files, node.children, strict=False)
+        )
+        return {name: each for name, each in nodes if isinstance(each, FileNode) and each.by_path}

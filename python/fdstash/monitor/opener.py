@@ -14,10 +14,10 @@ from fdstash.monitor.nodes import (
     Child,
     ChildNode,
     FileNode,
+    Held,
     ImageNode,
     Node,
     NodeTable,
-    held,
 )
 from fdstash.monitor.offers import Offers, in_modes
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions, Reference, check_name
@@ -53,14 +53,13 @@ class Opener:
 
     def _add_file(self, options: FileOptions, name: str, passed: FDStash | None) -> FileNode:
         with self.offers.offered(passed) as stash:
-            mode, found = self.offers.hold(options, stash)
-        node = FileNode(options, name, found, mode)
+            node = FileNode(options, name, self.offers.hold(options, stash))
         self._table.add([node])
         return node
 
     def _add_image(self, options: ImageOptions, name: str, passed: FDStash | None) -> ImageNode:
         referred = self.offers.referred(options)
-        with held(*referred), ExitStack() as undo:
+        with Held(*referred), ExitStack() as undo:
             for node in referred:
                 if isinstance(node, FileNode):
                     node.check_unused()
@@ -73,8 +72,8 @@ class Opener:
                 image = self._open(options, filename, mine, locking=locking)
                 undo.callback(image.close)
                 made = ImageNode(name, options.driver, image, filename)
+                nodes = self.children(made, options)
                 self.offers.keep(made, mine)
-            nodes = self.children(made, options)
             self.adopt(made, options)
             undo.pop_all()
         self._table.add([*nodes, made])

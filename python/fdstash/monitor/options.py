@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fdstash.cache import CACHE_MODES, CacheMode
 from fdstash.monitor.errors import QmpError
@@ -25,8 +25,16 @@ def check_name(name: str) -> None:
         raise QmpError(f"Node name '{name[:64]}' is longer than {_MAX_NAME} characters")
 
 
-@dataclass(frozen=True)
-class Caching:
+#: By `Caching.direct`, `Caching.no_flush` and whether each write is durable.
+_MODES = {
+    (mode.direct, mode.ignores_flush, durable): mode.name
+    for mode in CACHE_MODES.values()
+    for durable in (False, True)
+    if mode.ignores_flush or mode.durable == durable
+}
+
+
+class Caching(NamedTuple):
     """The cache mode in QEMU's words."""
 
     direct: bool = False
@@ -34,14 +42,13 @@ class Caching:
 
     def mode(self, *, durable: bool = False) -> str:
         """The name of that cache mode. `durable`: each write is, which these words do not say."""
-        for mode in CACHE_MODES.values():
-            same = (mode.direct, mode.ignores_flush) == (self.direct, self.no_flush)
-            if same and (self.no_flush or mode.durable == durable):
-                return mode.name
-        raise QmpError(
-            "Cache options direct and no-flush exclude each other: what avoids the host's page"
-            " cache is not made faster by leaving flushes out"
-        )
+        mode = _MODES.get((self.direct, self.no_flush, durable))
+        if mode is None:
+            raise QmpError(
+                "Cache options direct and no-flush exclude each other: what avoids the host's page"
+                " cache is not made faster by leaving flushes out"
+            )
+        return mode
 
     @classmethod
     def of(cls, mode: CacheMode) -> Caching:
@@ -49,8 +56,7 @@ class Caching:
         return cls(mode.direct, mode.ignores_flush)
 
 
-@dataclass(frozen=True)
-class FileOptions:
+class FileOptions(NamedTuple):
     """A file."""
 
     filename: str

@@ -6,6 +6,7 @@ were added by themselves get new descriptors first, which costs nothing if the r
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,15 +14,18 @@ from typing import Any, Literal
 
 import fdstash
 from fdstash.cache import cache_mode
-from fdstash.monitor.descriptors import copy_all
+from fdstash.monitor.descriptors import add_dup, close_all, copy_all
 from fdstash.monitor.errors import QmpError, told
-from fdstash.monitor.nodes import BackingNode, FileNode, ImageNode, Node, NodeTable, held
+from fdstash.monitor.nodes import BackingNode, FileNode, Held, HeldFile, ImageNode, Node, NodeTable
 from fdstash.monitor.opener import Opener
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions
 from fdstash.monitor.policy import Policy
 from fdstash.stash import FDStash
 
 __all__ = ["Reopener"]
+
+#: Of `fdstash.reopen_all`.
+_Wanted = Sequence[tuple[fdstash.Image, dict[str, Any]]]
 
 
 @dataclass
@@ -61,40 +65,46 @@ class Reopener:
         self._policy = policy
         self._timeout = timeout
 
-    def reopen(self, given: Sequence[FileOptions | ImageOptions], passed: FDStash | None) -> None:
-        """See the command."""
+    def reopen(
+        self, given: Sequence[FileOptions | ImageOptions], passed: FDStash | None
+    ) -> list[ImageNode]:
+        """See the command. Returns the images that were reopened."""
         pairs = [(self._node(options), options) for options in given]
         nodes = [node for node, _ in pairs]
         nodes += [owner for node in nodes if (owner := node.owner()) is not None]
         for node, options in pairs:
             if isinstance(node, ImageNode) and isinstance(options, ImageOptions):
                 nodes += self._opener.offers.referred(options, _own(node))
-        with held(*nodes), ExitStack() as undo:
+        with Held(*nodes), self._opener.offers.offered(passed) as stash:
             changes: dict[str, _Change] = {}
             files: list[tuple[FileNode, FileOptions]] = []
-            with self._opener.offers.offered(passed) as stash:
-                for node, options in pairs:
-                    owner = node.owner()
-                    if owner is not None:
-                        change = changes.setdefault(owner.name, _Change(owner))
-                        self._collect(change, node, options, stash)
-                    elif isinstance(node, FileNode) and isinstance(options, FileOptions):
-                        files.append((node, options))
-                ready = []
+            for node, options in pairs:
+                owner = node.owner()
+                if owner is not None:
+                    change = changes.get(owner.name)
+                    if change is None:
+                        change = changes[owner.name] = _Change(owner)
+                    self._collect(change, node, options, stash)
+                elif isinstance(node, FileNode) and isinstance(options, FileOptions):
+                    files.append((node, options))
+            ready: list[tuple[FileNode, FileOptions, HeldFile]] = []
+            try:
                 for node, options in files:
-                    mode, fresh = self._hold(node, options, stash)
-                    undo.callback(fresh.close)
-                    ready.append((node, options, mode, fresh))
+                    ready.append((node, options, self._hold(node, options, stash)))
                 self._carry_out(list(changes.values()), stash)
-            undo.pop_all()
-            for node, options, mode, fresh in ready:
+            except BaseException:
+                for _, _, fresh in ready:
+                    fresh.stash.close()
+                raise
+            for node, options, fresh in ready:
                 node.held.close()
-                node.held, node.mode, node.options = fresh, mode, options
-                node.filename = options.filename
+                node.mode, node.held, node.by_path = fresh
+                node.options, node.filename = options, options.filename
+        return [change.image for change in changes.values()]
 
     def set_host_cache(self, node: ImageNode, *, use: bool) -> None:
         """See `block_set_hostcache`."""
-        with held(node):
+        with Held(node):
             before = cache_mode(node.image.cache)
             if before.ignores_flush and not use:
                 raise QmpError(
@@ -182,9 +192,7 @@ class Reopener:
 
     # -- and how it is done
 
-    def _hold(
-        self, node: FileNode, options: FileOptions, stash: FDStash | None
-    ) -> tuple[str, FDStash]:
+    def _hold(self, node: FileNode, options: FileOptions, stash: FDStash | None) -> HeldFile:
         if node.exports:
             raise QmpError(f"Node '{node.name}' is exported as a file: export an image on it")
         node.close_direct()
@@ -192,7 +200,9 @@ class Reopener:
             copy_all(node.held, known)
             if stash is not None:
                 copy_all(stash, known)
-            return self._opener.offers.hold(options, known)
+            held = self._opener.offers.hold(options, known)
+        passed = stash is not None and options.filename in stash
+        return held._replace(by_path=held.by_path or (node.by_path and not passed))
 
     def _carry_out(self, changes: Sequence[_Change], stash: FDStash | None) -> None:
         if not changes:
@@ -200,12 +210,45 @@ class Reopener:
         with ExitStack() as stack:
             wanted = [(each.image.image, self._options(each, stash, stack)) for each in changes]
             try:
-                fdstash.reopen_all(wanted, timeout=self._timeout)
+                self._try(changes, wanted, stack)
             except (fdstash.Error, OSError) as error:
                 names = ", ".join(f"'{each.image.name}'" for each in changes)
                 raise told(error, f"Could not reopen {names}") from error
             for change, (_, options) in zip(changes, wanted, strict=True):
                 self._settle(change, options["stash"])
+
+    def _try(self, changes: Sequence[_Change], wanted: _Wanted, stack: ExitStack) -> None:
+        """Reopen, and if nothing else serves, from what files were opened with at first."""
+        try:
+            fdstash.reopen_all(wanted, timeout=self._timeout)
+        except fdstash.ReopenError as error:
+            if error.phase != "acquire" or error.errno == errno.ETIMEDOUT:
+                raise
+            more = [
+                self._fall_back(change.image, options, stack)
+                for change, (_, options) in zip(changes, wanted, strict=True)
+            ]
+            if not any(more):
+                raise
+            fdstash.reopen_all(wanted, timeout=self._timeout)
+
+    def _fall_back(self, node: ImageNode, options: dict[str, Any], stack: ExitStack) -> bool:
+        """Offer what the image was opened with, too; whether there is such a thing."""
+        ours = self._opener.offers.opened_by_path(node)
+        if not ours:
+            return False
+        offered = stack.enter_context(FDStash())
+        if options["stash"] is not None:
+            copy_all(options["stash"], offered)
+        for name, file in ours.items():
+            fds = file.held.dup_all(file.filename)
+            try:
+                for fd in fds:
+                    add_dup(offered, name, fd)
+            finally:
+                close_all(fds)
+        options["stash"] = offered
+        return True
 
     def _options(self, change: _Change, stash: FDStash | None, stack: ExitStack) -> dict[str, Any]:
         node = change.image
@@ -278,6 +321,7 @@ class Reopener:
             node.image.extract_fds(fresh)
             first.held.close()
             first.held, first.filename, first.user = fresh, node.filename, node
+            first.by_path = node.image.files[0].path is not None
 
 
 def _is_based(image: ImageNode) -> bool:

@@ -159,6 +159,36 @@ def test_files_added_by_themselves_serve_an_image_and_its_extents(
         client.execute("blockdev-del", node_name=name)
 
 
+@pytest.mark.parametrize("passed", [False, True])
+def test_only_what_was_passed_in_goes_before_the_route_by_a_flag(
+    client: Client, daemon: Daemon, flat: FlatDisk, monkeypatch: pytest.MonkeyPatch, passed: bool
+) -> None:
+    """What the daemon opened itself is nobody else's: the image's own descriptor serves."""
+
+    def told(*args: Any, **options: Any) -> Any:
+        (report,) = reports = reopen_all(*args, **options)
+        routes.append(set(report.routes.values()))
+        return reports
+
+    reopen_all, routes = fdstash.reopen_all, list[set[str]]()
+    monkeypatch.setattr(fdstash, "reopen_all", told)
+    names = [f"file{number}" for number in range(len(flat.files))]
+    for name, path in zip(names, flat.files, strict=True):
+        if passed:
+            client.getfd(str(path), path)
+        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+        if passed:
+            client.execute("closefd", fdname=str(path))
+    client.execute("blockdev-add", driver="vmdk", node_name="vm", file=names[0], extents=names[1:])
+    for direct in (True, False, True, False):
+        reopen(client, node("vm", names[0], "vmdk", cache={"direct": direct}))
+    usual = {"stash"} if passed else {"setfl"}
+    # The first leaves the descriptors behind that the image shares with the nodes.
+    assert routes == [{"proc"}, usual, {"proc"} if passed else usual, usual]
+    kept = daemon.table.find("vm").kept  # type: ignore[union-attr]
+    assert len(kept) == (len(flat.files) if passed else 0)
+
+
 def test_an_image_below_is_named_by_its_node(client: Client, folder: Path) -> None:
     base, top = folder / "base.vmdk", folder / "top.vmdk"
     fdstash.create(base, "vmdk", 1 << 20, subformat="monolithicSparse")
