@@ -117,6 +117,8 @@ int fdstash_file_new(int fd, uint32_t flags, fdstash_file **out)
     file->filesystem = (uint64_t)fs.f_type;
     /* What a device's driver does at open is not known either. */
     file->remote = file->identity.is_block || filesystem_is_remote(file->filesystem);
+    /* Of a device it is the folder's that is told, which may be memory. */
+    file->memory = !file->identity.is_block && filesystem_is_memory(file->filesystem);
     atomic_init(&file->references, 1);
     range_lock_init(&file->ranges);
     hostfile_set_sharing(file, (struct sharing){flags & FDSTASH_FILE_SHARED, owned_fork_count()});

@@ -30,7 +30,8 @@ struct fdstash_file {
     uint32_t flags;      /* enum fdstash_file_flags */
     uint64_t epoch;      /* of the process that opened it */
     uint64_t filesystem; /* f_type */
-    uint32_t remote;
+    uint32_t remote;     /* an open or a close may wait */
+    uint32_t memory;     /* a read or a write waits for no device */
     struct file_identity identity;
     _Atomic uint64_t required_size; /* bytes that a layer's map reaches into it */
     _Atomic uint32_t shared;        /* the description in the slot may be held by others */

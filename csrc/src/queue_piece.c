@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <unistd.h>
 
-#include "filesystem.h"
 #include "queue.h"
 
 enum { MOST_SKIPPED = 64 };
@@ -120,7 +119,7 @@ static uint64_t in_flight(const struct fdstash_queue *queue, const struct queue_
 /* All of it, part of it, or -errno: then another way is to be taken. */
 static int64_t move_cached(struct fdstash_queue *queue, const struct queue_piece *piece)
 {
-    if (is_write(piece) || filesystem_is_memory(piece->file->filesystem))
+    if (is_write(piece) || piece->file->memory)
         return move_plainly(piece);
     return queue->ring && in_flight(queue, piece) >= FOR_RING ? -EAGAIN : read_cached(queue, piece);
 }
@@ -134,7 +133,7 @@ static int is_direct(const struct queue_piece *piece)
  * O_DIRECT says; its io_uring would give each such request to a thread. */
 static int is_cached(const struct queue_piece *piece)
 {
-    return !is_direct(piece) || filesystem_is_memory(piece->file->filesystem);
+    return !is_direct(piece) || piece->file->memory;
 }
 
 void piece_issue(struct fdstash_queue *queue, struct queue_piece *piece)

@@ -62,8 +62,12 @@ def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a micro
     stash: FDStash | None = None,
     resolver: Resolver | None = None,
     prepare: Callable[[], object] | None = None,
+    spare: FDStash | None = None,
 ) -> Change:
-    """The change that these options of `Image.reopen` ask for."""
+    """The change that these options of `Image.reopen` ask for.
+
+    `spare`: as `stash`, but looked at only where F_SETFL does not serve.
+    """
     writable = state.graph.writable if mode is None else writable_mode(mode)
     wanted = state.cache if cache is None else cache_mode(cache)
     target = None if path is None else os.fspath(path)
@@ -75,6 +79,7 @@ def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a micro
             writable=writable,
             cache=wanted,
             stash=stash,
+            spare=spare,
             by_path=target is not None,
             prepare=prepare,
         )
@@ -89,7 +94,7 @@ def change_for(  # noqa: PLR0917 - called on every reopen; keywords cost a micro
         source,
         writable=writable,
         cache=wanted,
-        stash=stash,
+        stash=spare if stash is None else stash,
         prepare=prepare,
         keep=not moved,
     )

@@ -15,7 +15,7 @@ from fdstash.graph import Map, check_writable_format
 from fdstash.names import StashNames
 from fdstash.stash import FDStash
 from fdstash.state import ImageState, image_flags
-from fdstash.swap import Swap
+from fdstash.swap import Swap, SwapError
 from fdstash.waiting import call_within, finish_within
 
 __all__ = ["SlotChange"]
@@ -34,6 +34,7 @@ class SlotChange:
         writable: bool,
         cache: CacheMode,
         stash: FDStash | None = None,
+        spare: FDStash | None = None,
         by_path: bool = False,
         prepare: Callable[[], object] | None = None,
     ) -> None:
@@ -41,6 +42,7 @@ class SlotChange:
         self.writable = writable
         self.cache = cache
         self.stash = stash
+        self.spare = spare
         self.by_path = by_path
         self.prepare = prepare
         self._graph = state.graph
@@ -56,25 +58,41 @@ class SlotChange:
         """A description for each file that needs another one."""
         flags = open_flags(writable=self.writable, direct=self.cache.direct)
         swap = self._swap = self._graph.swap
-        swap.want(flags, by_path=self.by_path)
-        if self.stash is not None:
-            self._provide(flags)
+        stash = self.spare if self.stash is None else self.stash
         try:
+            if self.stash is None and self.spare is not None and self._has_all(flags, until):
+                return
+            swap.want(flags, by_path=self.by_path)
+            if stash is not None:
+                self._provide(stash, flags)
             self._may_wait = swap.acquire(remaining(until))
         except TimeoutError:
             self._leave_swap()
             raise
 
-    def _provide(self, flags: int) -> None:
-        names = StashNames(self.stash)
+    def _has_all(self, flags: int, until: float | None) -> bool:
+        """Whether the descriptions that are there serve, with another flag perhaps."""
+        if self.by_path:
+            return False
+        self._swap.want_own(flags)
+        try:
+            self._may_wait = self._swap.acquire(remaining(until))
+        except SwapError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            return False
+        return True
+
+    def _provide(self, stash: FDStash, flags: int) -> None:
+        names = StashNames(stash)
         for file in self._graph.files:
             key = names.key(file.name, file.text)
-            if key is None or self.stash is None:
+            if key is None:
                 continue
             access = flags
             if not file.may_write:
                 access = open_flags(writable=False, direct=self.cache.direct)
-            fd = self.stash.find_owned(key, access)
+            fd = stash.find_owned(key, access)
             if fd >= 0:
                 self._swap.provide(file.index, fd)
             elif fd != -errno.EACCES:  # EACCES: none that fits; another route may do

@@ -75,6 +75,11 @@ class Swap:
         routes = lib.FDSTASH_ROUTE_PATH if by_path else _EVERY_ROUTE
         lib.fdstash_swap_want(self._handle, flags, routes)
 
+    def want_own(self, flags: int) -> None:
+        """As `want`, of the descriptions that are there: `acquire` raises ENOTSUP for others."""
+        self._flags = flags
+        lib.fdstash_swap_want(self._handle, flags, lib.FDSTASH_ROUTE_SETFL)
+
     def provide(self, index: int, fd: int) -> None:
         """Use `fd`, an owned descriptor from a stash, for one file; takes it over."""
         lib.fdstash_swap_provide(self._handle, index, fd, lib.FDSTASH_ROUTE_STASH)

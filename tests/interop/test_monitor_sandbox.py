@@ -217,7 +217,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_when_permissions_have_gone_it_falls_back_on_what_it_opened_at_first(
+def test_when_permissions_have_gone_what_it_opened_at_first_serves(
     tmp_path: Path, open_folder: Path
 ) -> None:
     path = make_raw(open_folder, 1 << 16)

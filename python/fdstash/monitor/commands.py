@@ -98,6 +98,8 @@ class Commands:
             self._reopened(node)
 
     def _reopened(self, node: ImageNode) -> None:
+        if node.deleted:  # by another client, meanwhile
+            return
         self.log.info(_REOPENED, node.name, *_told_of(node))
         self._daemon.reopened(node)
 

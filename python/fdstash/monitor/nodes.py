@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import NamedTuple
 
 import fdstash
 from fdstash.monitor.errors import QmpError
@@ -23,7 +22,6 @@ __all__ = [
     "ChildNode",
     "FileNode",
     "Held",
-    "HeldFile",
     "ImageNode",
     "Node",
     "NodeTable",
@@ -61,8 +59,7 @@ class ImageNode(Node):
     """An open image.
 
     `kept`: the descriptors passed in that it was opened with, for reopens when whoever passed
-    them has gone. What it was opened with and the daemon has opened itself is not among them: its
-    node has it, and reopens fall back on it.
+    them has gone.
     """
 
     def __init__(self, name: str, driver: str, image: fdstash.Image, filename: str) -> None:
@@ -99,28 +96,19 @@ class BackingNode(Node):
         self.depth = depth
 
 
-class HeldFile(NamedTuple):
-    """A file that is open. `by_path`: the daemon opened it, nobody passed it in."""
-
-    mode: str  #: ``r`` or ``r+``
-    stash: FDStash  #: its descriptor, under its name
-    by_path: bool
-
-
 class FileNode(Node):
-    """A file added by itself.
+    """A file added by itself: `held` has its descriptor under its name, `mode` is ``r`` or ``r+``.
 
     `user`: the image that is open on it. `direct_image`: itself as a raw image, as soon as it is
     exported or resized.
     """
 
-    def __init__(self, options: FileOptions, name: str, held: HeldFile) -> None:
+    def __init__(self, options: FileOptions, name: str, held: FDStash, mode: str) -> None:
         super().__init__(name, options.driver)
         self.options = options
         self.filename = options.filename
-        self.held = held.stash
-        self.mode = held.mode
-        self.by_path = held.by_path
+        self.held = held
+        self.mode = mode
         self.user: ImageNode | None = None
         self.direct_image: fdstash.Image | None = None
 

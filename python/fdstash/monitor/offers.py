@@ -11,7 +11,7 @@ import fdstash
 from fdstash.formats.vmdk import descriptor
 from fdstash.monitor.descriptors import FdSets, close_all, copy_all, fdset_number, offer
 from fdstash.monitor.errors import QmpError, told
-from fdstash.monitor.nodes import FileNode, HeldFile, ImageNode, Node, NodeTable
+from fdstash.monitor.nodes import FileNode, ImageNode, Node, NodeTable
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions, Reference
 from fdstash.monitor.policy import Policy
 from fdstash.names import join_name
@@ -79,13 +79,13 @@ class Offers:
                 f" {number}; pass its descriptors with add-fd"
             )
 
-    def hold(self, options: FileOptions, stash: FDStash | None) -> HeldFile:
-        """Open a file, in the mode in which that can be done."""
+    def hold(self, options: FileOptions, stash: FDStash | None) -> tuple[str, FDStash]:
+        """The mode in which a file could be opened, and its descriptor under its name."""
         self.check_set(options.filename)
         cache = (options.cache or Caching()).mode()
         modes = ["r"] if options.read_only else ["r+", "r"] if options.auto_read_only else ["r+"]
 
-        def hold_in(mode: str) -> HeldFile:
+        def hold_in(mode: str) -> tuple[str, FDStash]:
             with fdstash.open(
                 options.filename,
                 mode,
@@ -97,7 +97,7 @@ class Offers:
             ) as image:
                 found = FDStash()
                 image.extract_fds(found)
-                return HeldFile(mode, found, by_path=image.files[0].path is not None)
+                return mode, found
 
         try:
             return in_modes(modes, hold_in)
@@ -147,7 +147,8 @@ class Offers:
             wanted = reference
             if reference.read_only is None and not writable:
                 wanted = reference._replace(read_only=True)
-            with self.hold(wanted, stash).stash as found:
+            _, found = self.hold(wanted, stash)
+            with found:
                 fds = found.dup_all(reference.filename)
             if reference.filename in stash:  # of other modes, too
                 fds += stash.dup_all(reference.filename)
@@ -177,8 +178,7 @@ class Offers:
         return list(dict.fromkeys(line.name for line in lines if line.name is not None))
 
     def keep(self, node: ImageNode, stash: FDStash) -> None:
-        """What of `stash` serves the image's files, and was passed in, is kept for reopens."""
-        ours = self.opened_by_path(node)
+        """What of `stash` serves the image's files is kept for reopens."""
         files = [file.name for file in node.image.files]
         lasts = {name.rpartition("/")[2] for name in files}
         names = [
@@ -188,12 +188,4 @@ class Offers:
             or plain in lasts
             or any(file.endswith(f"/{plain}") for file in files)
         ]
-        copy_all(stash, node.kept, [name for name in names if name not in ours])
-
-    def opened_by_path(self, node: ImageNode) -> dict[str, FileNode]:
-        """By name: the image's files that were added by themselves, and not passed in."""
-        nodes = (
-            (file.name, self._table.find(child.name))
-            for file, child in zip(node.image.files, node.children, strict=False)
-        )
-        return {name: each for name, each in nodes if isinstance(each, FileNode) and each.by_path}
+        copy_all(stash, node.kept, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any, Literal
@@ -53,7 +53,8 @@ class Opener:
 
     def _add_file(self, options: FileOptions, name: str, passed: FDStash | None) -> FileNode:
         with self.offers.offered(passed) as stash:
-            node = FileNode(options, name, self.offers.hold(options, stash))
+            mode, found = self.offers.hold(options, stash)
+        node = FileNode(options, name, found, mode)
         self._table.add([node])
         return node
 
@@ -72,8 +73,8 @@ class Opener:
                 image = self._open(options, filename, mine, locking=locking)
                 undo.callback(image.close)
                 made = ImageNode(name, options.driver, image, filename)
-                nodes = self.children(made, options)
                 self.offers.keep(made, mine)
+            nodes = self.children(made, options)
             self.adopt(made, options)
             undo.pop_all()
         self._table.add([*nodes, made])
@@ -85,21 +86,24 @@ class Opener:
         with self._table.reserve(names):
             self._table.add([*self.children(node, None), node])
 
-    def adopt(self, made: ImageNode, options: ImageOptions) -> None:
-        """The nodes that the options name are this image's from now on."""
+    def adopt(self, made: ImageNode, options: ImageOptions | None) -> None:
+        """The nodes that the options name, and files that it has, are this image's from now on."""
         own = {child.name for child in made.children}
-        own -= {node.name for node in self._table if isinstance(node, FileNode)}
-        for node in self.offers.referred(options, own):
+        files = [node for node in self._table if isinstance(node, FileNode) and node.name in own]
+        used: list[Node] = [*files]
+        if options is not None:
+            used += self.offers.referred(options, own)
+        for node in used:
             node.parents.add(made.name)
             if isinstance(node, FileNode):
                 node.user = made
             else:
                 made.backing = node.name
 
-    def release(self, node: ImageNode) -> None:
-        """Nodes that an image was using are free again."""
+    def release(self, node: ImageNode, staying: Collection[str] = ()) -> None:
+        """Nodes that an image was using are free again. `staying`: names of those that are not."""
         for other in self._table:
-            if node.name in other.parents:
+            if node.name in other.parents and other.name not in staying:
                 other.parents.discard(node.name)
                 if isinstance(other, FileNode):
                     other.user = None

@@ -6,7 +6,6 @@ were added by themselves get new descriptors first, which costs nothing if the r
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,18 +13,15 @@ from typing import Any, Literal
 
 import fdstash
 from fdstash.cache import cache_mode
-from fdstash.monitor.descriptors import add_dup, close_all, copy_all
+from fdstash.monitor.descriptors import copy_all
 from fdstash.monitor.errors import QmpError, told
-from fdstash.monitor.nodes import BackingNode, FileNode, Held, HeldFile, ImageNode, Node, NodeTable
+from fdstash.monitor.nodes import BackingNode, FileNode, Held, ImageNode, Node, NodeTable
 from fdstash.monitor.opener import Opener
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions
 from fdstash.monitor.policy import Policy
 from fdstash.stash import FDStash
 
 __all__ = ["Reopener"]
-
-#: Of `fdstash.reopen_all`.
-_Wanted = Sequence[tuple[fdstash.Image, dict[str, Any]]]
 
 
 @dataclass
@@ -87,19 +83,19 @@ class Reopener:
                     self._collect(change, node, options, stash)
                 elif isinstance(node, FileNode) and isinstance(options, FileOptions):
                     files.append((node, options))
-            ready: list[tuple[FileNode, FileOptions, HeldFile]] = []
+            ready: list[tuple[FileNode, FileOptions, str, FDStash]] = []
             try:
                 for node, options in files:
-                    ready.append((node, options, self._hold(node, options, stash)))
+                    ready.append((node, options, *self._hold(node, options, stash)))
                 self._carry_out(list(changes.values()), stash)
             except BaseException:
-                for _, _, fresh in ready:
-                    fresh.stash.close()
+                for _, _, _, fresh in ready:
+                    fresh.close()
                 raise
-            for node, options, fresh in ready:
+            for node, options, mode, fresh in ready:
                 node.held.close()
-                node.mode, node.held, node.by_path = fresh
-                node.options, node.filename = options, options.filename
+                node.held, node.mode, node.options = fresh, mode, options
+                node.filename = options.filename
         return [change.image for change in changes.values()]
 
     def set_host_cache(self, node: ImageNode, *, use: bool) -> None:
@@ -192,7 +188,9 @@ class Reopener:
 
     # -- and how it is done
 
-    def _hold(self, node: FileNode, options: FileOptions, stash: FDStash | None) -> HeldFile:
+    def _hold(
+        self, node: FileNode, options: FileOptions, stash: FDStash | None
+    ) -> tuple[str, FDStash]:
         if node.exports:
             raise QmpError(f"Node '{node.name}' is exported as a file: export an image on it")
         node.close_direct()
@@ -200,9 +198,7 @@ class Reopener:
             copy_all(node.held, known)
             if stash is not None:
                 copy_all(stash, known)
-            held = self._opener.offers.hold(options, known)
-        passed = stash is not None and options.filename in stash
-        return held._replace(by_path=held.by_path or (node.by_path and not passed))
+            return self._opener.offers.hold(options, known)
 
     def _carry_out(self, changes: Sequence[_Change], stash: FDStash | None) -> None:
         if not changes:
@@ -210,45 +206,12 @@ class Reopener:
         with ExitStack() as stack:
             wanted = [(each.image.image, self._options(each, stash, stack)) for each in changes]
             try:
-                self._try(changes, wanted, stack)
+                fdstash.reopen_all(wanted, timeout=self._timeout)
             except (fdstash.Error, OSError) as error:
                 names = ", ".join(f"'{each.image.name}'" for each in changes)
                 raise told(error, f"Could not reopen {names}") from error
             for change, (_, options) in zip(changes, wanted, strict=True):
                 self._settle(change, options["stash"])
-
-    def _try(self, changes: Sequence[_Change], wanted: _Wanted, stack: ExitStack) -> None:
-        """Reopen, and if nothing else serves, from what files were opened with at first."""
-        try:
-            fdstash.reopen_all(wanted, timeout=self._timeout)
-        except fdstash.ReopenError as error:
-            if error.phase != "acquire" or error.errno == errno.ETIMEDOUT:
-                raise
-            more = [
-                self._fall_back(change.image, options, stack)
-                for change, (_, options) in zip(changes, wanted, strict=True)
-            ]
-            if not any(more):
-                raise
-            fdstash.reopen_all(wanted, timeout=self._timeout)
-
-    def _fall_back(self, node: ImageNode, options: dict[str, Any], stack: ExitStack) -> bool:
-        """Offer what the image was opened with, too; whether there is such a thing."""
-        ours = self._opener.offers.opened_by_path(node)
-        if not ours:
-            return False
-        offered = stack.enter_context(FDStash())
-        if options["stash"] is not None:
-            copy_all(options["stash"], offered)
-        for name, file in ours.items():
-            fds = file.held.dup_all(file.filename)
-            try:
-                for fd in fds:
-                    add_dup(offered, name, fd)
-            finally:
-                close_all(fds)
-        options["stash"] = offered
-        return True
 
     def _options(self, change: _Change, stash: FDStash | None, stack: ExitStack) -> dict[str, Any]:
         node = change.image
@@ -260,8 +223,9 @@ class Reopener:
         durable = cache_mode(node.image.cache).durable
         cache = None if change.cache is None else change.cache.mode(durable=durable)
         offered: FDStash | None = None
+        spare: FDStash | None = None
         if stash is None and self._names_nothing_else(change):
-            offered = node.kept or None
+            spare = node.kept or None
         elif stash is not None or node.kept or (change.options and change.options.extents):
             offered = stack.enter_context(FDStash())
             for source in (stash, node.kept):
@@ -284,6 +248,7 @@ class Reopener:
             "path": change.path,
             "backing": change.backing,
             "stash": offered,
+            "spare": spare,
             "resolver": resolver,
         }
 
@@ -303,25 +268,23 @@ class Reopener:
             if change.path is not None:
                 node.filename = change.path
             self._renew_children(change)
-        if offered is not None and offered is not node.kept:
+        if offered is not None:
             self._opener.offers.keep(node, offered)
 
     def _renew_children(self, change: _Change) -> None:
         """Another graph may have more or fewer files; each keeps its name."""
         node = change.image
-        self._opener.release(node)
-        self._table.remove(self._table.parts_of(node))
         names = {child.role: child.name for child in node.children}
+        self._table.remove(self._table.parts_of(node))
         self._table.add(self._opener.children(node, change.options, names))
-        if change.options is not None:
-            self._opener.adopt(node, change.options)
+        self._opener.release(node, {child.name for child in node.children})
+        self._opener.adopt(node, change.options)
         first = self._table.find(node.children[0].name)
         if isinstance(first, FileNode):
             fresh = FDStash()
             node.image.extract_fds(fresh)
             first.held.close()
             first.held, first.filename, first.user = fresh, node.filename, node
-            first.by_path = node.image.files[0].path is not None
 
 
 def _is_based(image: ImageNode) -> bool:

@@ -160,10 +160,10 @@ def test_files_added_by_themselves_serve_an_image_and_its_extents(
 
 
 @pytest.mark.parametrize("passed", [False, True])
-def test_only_what_was_passed_in_goes_before_the_route_by_a_flag(
+def test_a_flag_is_changed_before_what_an_image_has_kept_is_looked_at(
     client: Client, daemon: Daemon, flat: FlatDisk, monkeypatch: pytest.MonkeyPatch, passed: bool
 ) -> None:
-    """What the daemon opened itself is nobody else's: the image's own descriptor serves."""
+    """A description that nobody else holds serves for the least."""
 
     def told(*args: Any, **options: Any) -> Any:
         (report,) = reports = reopen_all(*args, **options)
@@ -182,11 +182,61 @@ def test_only_what_was_passed_in_goes_before_the_route_by_a_flag(
     client.execute("blockdev-add", driver="vmdk", node_name="vm", file=names[0], extents=names[1:])
     for direct in (True, False, True, False):
         reopen(client, node("vm", names[0], "vmdk", cache={"direct": direct}))
-    usual = {"stash"} if passed else {"setfl"}
-    # The first leaves the descriptors behind that the image shares with the nodes.
-    assert routes == [{"proc"}, usual, {"proc"} if passed else usual, usual]
-    kept = daemon.table.find("vm").kept  # type: ignore[union-attr]
-    assert len(kept) == (len(flat.files) if passed else 0)
+    # The first leaves the descriptions behind that the image shares with what it was opened from.
+    assert routes == [{"proc"}, {"setfl"}, {"setfl"}, {"setfl"}]
+    reopen(client, node("vm", names[0], "vmdk", read_only=True))
+    reopen(client, node("vm", names[0], "vmdk"))
+    assert routes[4:] == [{"proc"}, {"stash"}]
+
+
+def test_a_node_of_a_file_is_that_file_whatever_its_path_names_by_now(
+    client: Client, daemon: Daemon, raw: Path, folder: Path
+) -> None:
+    other = make_raw(folder, SIZE, name="other.raw")
+    for name, path in (("a", raw), ("b", other)):
+        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+    client.execute("blockdev-add", **node("disk", "a"))
+    wanted = other.read_bytes()
+    other.rename(folder / "moved.raw")
+    other.write_bytes(bytes(SIZE))
+    reopen(client, node("disk", "b"))
+    assert image_of(daemon, "disk").pread(SIZE, 0) == wanted
+
+
+def test_extents_that_were_given_stay_where_the_path_of_the_first_file_changes(
+    client: Client, daemon: Daemon, flat: FlatDisk, folder: Path
+) -> None:
+    names = [f"file{number}" for number in range(len(flat.files))]
+    for name, path in zip(names, flat.files, strict=True):
+        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+    client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
+    wanted = flat.guest_bytes()
+    copy = shutil.copy(flat.path, folder / "copy.vmdk")
+    client.execute("blockdev-add", driver="file", node_name="copy", filename=str(copy))
+    extent = flat.files[1]
+    size = extent.stat().st_size
+    extent.rename(folder / "moved.bin")
+    extent.write_bytes(bytes(size))
+    reopen(client, node("vm", "copy", "vmdk", extents=names[1:]))
+    image = image_of(daemon, "vm")
+    assert image.pread(image.size, 0) == wanted
+
+
+def test_files_that_stay_an_images_are_in_use_after_another_filename(
+    client: Client, flat: FlatDisk, folder: Path
+) -> None:
+    names = [f"file{number}" for number in range(len(flat.files))]
+    for name, path in zip(names, flat.files, strict=True):
+        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+    client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
+    copy = shutil.copy(flat.path, folder / "copy.vmdk")
+    reopen(client, {**file_options(copy), "node-name": names[0]})
+    for name in names:
+        error = client.refusal("blockdev-del", node_name=name)
+        assert "is in use: 'vm' is based on it" in error.desc
+    client.execute("blockdev-del", node_name="vm")
+    for name in names:
+        client.execute("blockdev-del", node_name=name)
 
 
 def test_an_image_below_is_named_by_its_node(client: Client, folder: Path) -> None:
