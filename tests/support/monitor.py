@@ -17,6 +17,7 @@ import pytest
 
 from fdstash import Image, ImageIOError
 from fdstash.monitor import Daemon, Settings
+from fdstash.monitor.nodes import ImageNode
 from tests.support.disks import FlatDisk
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "add_raw",
     "daemon_in",
     "file_options",
+    "image_of",
     "node",
     "reopen",
 ]
@@ -273,3 +275,10 @@ def reopen(client: Client, *options: dict[str, Any]) -> None:
 def node(name: str, file: Any, driver: str = "raw", **more: Any) -> dict[str, Any]:
     options = {"driver": driver, "node-name": name, "file": file}
     return options | {key.replace("_", "-"): value for key, value in more.items()}
+
+
+def image_of(daemon: Daemon, name: str) -> Image:
+    """The image that is the node of that name."""
+    found = daemon.table.get(name)
+    assert isinstance(found, ImageNode)
+    return found.image

@@ -1,4 +1,4 @@
-"""A daemon that may open files in the test's folder, and a client of it."""
+"""A daemon that may open files in the test's folder, a client of it, and images to open."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fdstash.monitor import Daemon
+from tests.support.disks import FlatDisk, make_flat, make_raw
 from tests.support.kernel import no_descriptor_leak
 from tests.support.monitor import Client, daemon_in
 
@@ -60,3 +61,13 @@ def socket_path(served: tuple[Daemon, Path]) -> Path:
 def client(socket_path: Path) -> Iterator[Client]:
     with Client(socket_path) as made:
         yield made
+
+
+@pytest.fixture
+def raw(folder: Path) -> Path:
+    return make_raw(folder, 1 << 16)
+
+
+@pytest.fixture
+def flat(folder: Path) -> FlatDisk:
+    return make_flat(folder)

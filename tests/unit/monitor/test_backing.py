@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from fdstash import Image
 from fdstash.monitor import Daemon
-from fdstash.monitor.nodes import ImageNode
 from tests.support.chains import CONTENT, Chain, make_chain, over
 from tests.support.disks import make_raw
-from tests.support.monitor import Client, add_raw, file_options, node, reopen
+from tests.support.monitor import Client, add_raw, file_options, image_of, node, reopen
 from tests.support.seen import image_descriptors
 
 #: What the top of the chain has by itself.
@@ -34,12 +32,6 @@ def top(chain: Chain, **more: Any) -> dict[str, Any]:
     return node("top", file_options(chain.top), "vmdk", **more)
 
 
-def image_of(daemon: Daemon, name: str = "top") -> Image:
-    found = daemon.table.get(name)
-    assert isinstance(found, ImageNode)
-    return found.image
-
-
 def check_told(client: Client, *roles: str, name: str = "top") -> None:
     """The image's children are these, and nodes; no other node is there but images."""
     nodes = client.nodes()
@@ -58,11 +50,11 @@ def test_null_opens_an_image_without_those_below(
     add(client, chain.top, backing=None)
     check_told(client)
     assert len(client.nodes()) == 3
-    assert image_of(daemon).pread(1 << 20, 0) == ALONE
+    assert image_of(daemon, "top").pread(1 << 20, 0) == ALONE
     reopen(client, top(chain, cache={"direct": True}))
     reopen(client, top(chain, backing=None))
     check_told(client)
-    assert image_of(daemon).pread(1 << 20, 0) == ALONE
+    assert image_of(daemon, "top").pread(1 << 20, 0) == ALONE
 
 
 def test_null_takes_an_open_image_off_those_below(
@@ -75,13 +67,13 @@ def test_null_takes_an_open_image_off_those_below(
     check_told(client)
     assert set(client.nodes()) == {"top", *names[:2]}
     assert image_descriptors(*chain.files()[2:]) == []
-    assert image_of(daemon).pread(1 << 20, 0) == ALONE
+    assert image_of(daemon, "top").pread(1 << 20, 0) == ALONE
     reopen(client, top(chain, read_only=True))  # which says nothing of it
     check_told(client)
     given = {"driver": "vmdk", "file": file_options(chain.paths[1])}
     reopen(client, top(chain, backing=given))
     check_told(client, "backing")
-    assert image_of(daemon).pread(1 << 20, 0) == chain.guest
+    assert image_of(daemon, "top").pread(1 << 20, 0) == chain.guest
 
 
 def test_a_node_that_was_named_is_free_and_can_be_named_again(
@@ -95,7 +87,7 @@ def test_a_node_that_was_named_is_free_and_can_be_named_again(
         check_told(client)
         reopen(client, top(chain, backing="below"))
         check_told(client, "backing")
-        assert image_of(daemon).pread(1 << 20, 0) == chain.guest
+        assert image_of(daemon, "top").pread(1 << 20, 0) == chain.guest
     reopen(client, top(chain, backing=None))
     client.execute("blockdev-del", node_name="below")
     check_told(client)
@@ -115,8 +107,8 @@ def test_a_node_that_was_named_stays_below_another_filename(
             options = file_options(place / chain.top.name)
             reopen(client, node("top", options, "vmdk", backing=backing))
             check_told(client, *roles)
-            assert image_of(daemon).files[0].name == options["filename"]
-            assert image_of(daemon).pread(1 << 20, 0) == guest
+            assert image_of(daemon, "top").files[0].name == options["filename"]
+            assert image_of(daemon, "top").pread(1 << 20, 0) == guest
 
 
 def test_a_reopen_to_null_that_fails_changes_nothing(
@@ -131,7 +123,7 @@ def test_a_reopen_to_null_that_fails_changes_nothing(
     )
     assert "none" in error.desc
     assert client.nodes() == before
-    assert image_of(daemon).pread(1 << 20, 0) == chain.guest
+    assert image_of(daemon, "top").pread(1 << 20, 0) == chain.guest
 
 
 def test_null_for_an_image_based_on_none_changes_no_node(
@@ -165,7 +157,7 @@ def test_below_another_image_null_is_taken_where_it_says_what_is_so(
     add(client, chain.top)
     error = client.refusal("blockdev-reopen", options=[top(chain, backing=middle)])
     assert "is based on 'vm.vmdk'" in error.desc
-    assert image_of(daemon).pread(1 << 20, 0) == chain.guest
+    assert image_of(daemon, "top").pread(1 << 20, 0) == chain.guest
 
 
 def test_an_image_that_another_one_is_based_on_is_not_taken_off_those_below(

@@ -11,26 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fdstash import Image
 from fdstash.monitor import Daemon
-from fdstash.monitor.nodes import ImageNode
-from tests.support.disks import FlatDisk, make_flat, make_raw, noise
+from tests.support.disks import FlatDisk, make_raw, noise
 from tests.support.kernel import open_descriptors
-from tests.support.monitor import Client, daemon_in, file_options
+from tests.support.monitor import Client, daemon_in, file_options, image_of
 from tests.support.seen import image_descriptors
 from tests.support.tier import count
 
 SIZE = 1 << 16
-
-
-@pytest.fixture
-def raw(folder: Path) -> Path:
-    return make_raw(folder, SIZE)
-
-
-@pytest.fixture
-def flat(folder: Path) -> FlatDisk:
-    return make_flat(folder)
 
 
 @pytest.fixture
@@ -253,12 +241,6 @@ def test_sets_are_for_all_clients_and_end_with_the_last_unless_an_image_uses_the
 
 
 MODES = [("r", False), ("r+", False), ("r", True), ("r+", True)]
-
-
-def image_of(daemon: Daemon, name: str) -> Image:
-    node = daemon.table.get(name)
-    assert isinstance(node, ImageNode)
-    return node.image
 
 
 @pytest.mark.parametrize("route", ["getfd", "add-fd", "opaque"])

@@ -16,11 +16,6 @@ SIZE = 1 << 16
 
 
 @pytest.fixture
-def raw(folder: Path) -> Path:
-    return make_raw(folder, SIZE)
-
-
-@pytest.fixture
 def exported(client: Client, raw: Path, folder: Path) -> FakeServer:
     add_raw(client, raw)
     assert (

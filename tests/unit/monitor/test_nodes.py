@@ -13,29 +13,20 @@ import pytest
 import fdstash
 from fdstash import Image, ImageIOError
 from fdstash.monitor import Daemon
-from fdstash.monitor.nodes import ImageNode
-from tests.support.disks import FlatDisk, make_flat, make_raw, noise
-from tests.support.kernel import access_mode, is_direct
-from tests.support.monitor import Client, add_flat, add_raw, file_options, node, reopen
+from tests.support.disks import FlatDisk, make_raw, noise
+from tests.support.kernel import access_mode
+from tests.support.monitor import (
+    Client,
+    add_flat,
+    add_raw,
+    file_options,
+    image_of,
+    node,
+    reopen,
+)
 from tests.support.seen import READER_BYTES, WRITER_BYTES, image_descriptors, locked_bytes
 
 SIZE = 1 << 16
-
-
-@pytest.fixture
-def raw(folder: Path) -> Path:
-    return make_raw(folder, SIZE)
-
-
-@pytest.fixture
-def flat(folder: Path) -> FlatDisk:
-    return make_flat(folder)
-
-
-def image_of(daemon: Daemon, name: str) -> Image:
-    found = daemon.table.get(name)
-    assert isinstance(found, ImageNode)
-    return found.image
 
 
 # -- blockdev-add
@@ -135,110 +126,6 @@ def test_an_image_that_cannot_be_opened_leaves_no_node_and_no_descriptor(
     add_flat(client, flat)
 
 
-def test_files_added_by_themselves_serve_an_image_and_its_extents(
-    client: Client, daemon: Daemon, flat: FlatDisk
-) -> None:
-    names = [f"file{number}" for number in range(len(flat.files))]
-    for name, path in zip(names, flat.files, strict=True):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
-        path.rename(path.with_name(f"moved-{path.name}"))
-    client.execute("blockdev-add", driver="vmdk", node_name="vm", file=names[0], extents=names[1:])
-    assert [each["node-name"] for each in client.nodes()["vm"]["children"]] == names
-    image = image_of(daemon, "vm")
-    for path in flat.files:
-        path.with_name(f"moved-{path.name}").rename(path)
-    assert image.pread(image.size, 0) == flat.guest_bytes()
-    error = client.refusal("blockdev-del", node_name=names[1])
-    assert error.desc == f"Block device {names[1]} is in use: 'vm' is based on it"
-    error = client.refusal("blockdev-add", driver="raw", node_name="r", file=names[1])
-    assert "in use by 'vm'" in error.desc
-    client.execute("blockdev-del", node_name="vm")
-    client.execute("blockdev-add", driver="raw", node_name="r", file=names[1])
-    client.execute("blockdev-del", node_name="r")
-    for name in names:
-        client.execute("blockdev-del", node_name=name)
-
-
-@pytest.mark.parametrize("passed", [False, True])
-def test_a_flag_is_changed_before_what_an_image_has_kept_is_looked_at(
-    client: Client, daemon: Daemon, flat: FlatDisk, monkeypatch: pytest.MonkeyPatch, passed: bool
-) -> None:
-    """A description that nobody else holds serves for the least."""
-
-    def told(*args: Any, **options: Any) -> Any:
-        (report,) = reports = reopen_all(*args, **options)
-        routes.append(set(report.routes.values()))
-        return reports
-
-    reopen_all, routes = fdstash.reopen_all, list[set[str]]()
-    monkeypatch.setattr(fdstash, "reopen_all", told)
-    names = [f"file{number}" for number in range(len(flat.files))]
-    for name, path in zip(names, flat.files, strict=True):
-        if passed:
-            client.getfd(str(path), path)
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
-        if passed:
-            client.execute("closefd", fdname=str(path))
-    client.execute("blockdev-add", driver="vmdk", node_name="vm", file=names[0], extents=names[1:])
-    for direct in (True, False, True, False):
-        reopen(client, node("vm", names[0], "vmdk", cache={"direct": direct}))
-    # The first leaves the descriptions behind that the image shares with what it was opened from.
-    assert routes == [{"proc"}, {"setfl"}, {"setfl"}, {"setfl"}]
-    reopen(client, node("vm", names[0], "vmdk", read_only=True))
-    reopen(client, node("vm", names[0], "vmdk"))
-    assert routes[4:] == [{"proc"}, {"stash"}]
-
-
-def test_a_node_of_a_file_is_that_file_whatever_its_path_names_by_now(
-    client: Client, daemon: Daemon, raw: Path, folder: Path
-) -> None:
-    other = make_raw(folder, SIZE, name="other.raw")
-    for name, path in (("a", raw), ("b", other)):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
-    client.execute("blockdev-add", **node("disk", "a"))
-    wanted = other.read_bytes()
-    other.rename(folder / "moved.raw")
-    other.write_bytes(bytes(SIZE))
-    reopen(client, node("disk", "b"))
-    assert image_of(daemon, "disk").pread(SIZE, 0) == wanted
-
-
-def test_extents_that_were_given_stay_where_the_path_of_the_first_file_changes(
-    client: Client, daemon: Daemon, flat: FlatDisk, folder: Path
-) -> None:
-    names = [f"file{number}" for number in range(len(flat.files))]
-    for name, path in zip(names, flat.files, strict=True):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
-    client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
-    wanted = flat.guest_bytes()
-    copy = shutil.copy(flat.path, folder / "copy.vmdk")
-    client.execute("blockdev-add", driver="file", node_name="copy", filename=str(copy))
-    extent = flat.files[1]
-    size = extent.stat().st_size
-    extent.rename(folder / "moved.bin")
-    extent.write_bytes(bytes(size))
-    reopen(client, node("vm", "copy", "vmdk", extents=names[1:]))
-    image = image_of(daemon, "vm")
-    assert image.pread(image.size, 0) == wanted
-
-
-def test_files_that_stay_an_images_are_in_use_after_another_filename(
-    client: Client, flat: FlatDisk, folder: Path
-) -> None:
-    names = [f"file{number}" for number in range(len(flat.files))]
-    for name, path in zip(names, flat.files, strict=True):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
-    client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
-    copy = shutil.copy(flat.path, folder / "copy.vmdk")
-    reopen(client, {**file_options(copy), "node-name": names[0]})
-    for name in names:
-        error = client.refusal("blockdev-del", node_name=name)
-        assert "is in use: 'vm' is based on it" in error.desc
-    client.execute("blockdev-del", node_name="vm")
-    for name in names:
-        client.execute("blockdev-del", node_name=name)
-
-
 def test_an_image_below_is_named_by_its_node(client: Client, folder: Path) -> None:
     base, top = folder / "base.vmdk", folder / "top.vmdk"
     fdstash.create(base, "vmdk", 1 << 20, subformat="monolithicSparse")
@@ -324,20 +211,6 @@ def _sockets(names: list[str]) -> set[str]:
     return {name for name in names if name.startswith("qmp-")}
 
 
-def test_another_file_node_takes_the_place_of_the_first(
-    client: Client, daemon: Daemon, raw: Path, folder: Path
-) -> None:
-    copy = make_raw(folder, SIZE, name="copy.img")
-    for name, path in (("one", raw), ("two", copy)):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
-    client.execute("blockdev-add", driver="raw", node_name="disk", file="one")
-    reopen(client, node("disk", "two"))
-    assert image_of(daemon, "disk").pwrite(b"x", 0) == 1
-    assert copy.read_bytes()[:1] == b"x"
-    client.execute("blockdev-del", node_name="one")
-    assert "in use" in client.refusal("blockdev-del", node_name="two").desc
-
-
 def test_options_that_contradict_each_other_are_refused(client: Client, flat: FlatDisk) -> None:
     add_flat(client, flat)
     error = client.refusal(
@@ -369,20 +242,6 @@ def test_a_reopen_that_makes_no_sense_says_why(
 ) -> None:
     add_flat(client, flat)
     assert text in client.refusal("blockdev-reopen", options=[options(flat)]).desc
-
-
-def test_a_file_by_itself_is_reopened_too(client: Client, daemon: Daemon, raw: Path) -> None:
-    client.execute("blockdev-add", driver="file", node_name="file", filename=str(raw))
-    raw = raw.rename(raw.with_name("renamed"))
-    name = client.nodes()["file"]["file"]
-    reopen(client, file_options(name, **{"node-name": "file", "read-only": True}))
-    assert client.nodes()["file"]["ro"] is True
-    (fd,) = image_descriptors(raw)
-    assert access_mode(fd) == "r"
-    reopen(client, file_options(name, **{"node-name": "file", "cache": {"direct": True}}))
-    (fd,) = image_descriptors(raw)
-    assert access_mode(fd) == "r+"
-    assert is_direct(fd)
 
 
 def test_block_set_hostcache_flips_nothing_but_the_host_cache(
