@@ -16,6 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import fdstash
 from bench.passes import BLOCK, compare, many, random_offsets, twin
 from bench.results import question
+from tests.support import tier
 
 ASKED = question(
     __file__,
@@ -25,7 +26,7 @@ ASKED = question(
 
 SIZE = 64 << 20
 #: Of one pass: fewer where each waits for the device.
-REQUESTS = {"cached": 1000, "direct": 200}
+REQUESTS = {"cached": 1000, "direct": 200} if tier.FULL else {"cached": 100, "direct": 50}
 
 
 @pytest.fixture(

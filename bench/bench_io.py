@@ -32,7 +32,7 @@ EXTENTS = 32
 #: Seventeen blocks: no neighbours, and all blocks in the end.
 STRIDE = 17 * BLOCK
 #: Requests of one run of qemu-img.
-COUNTS = {"raw": 200_000, "vmdk": 40_000} if tier.FULL else {"raw": 10_000, "vmdk": 1_000}
+COUNTS = {"raw": 200_000, "vmdk": 40_000} if tier.FULL else {"raw": 10_000, "vmdk": 300}
 
 
 class Place(NamedTuple):
