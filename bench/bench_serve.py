@@ -83,11 +83,20 @@ _MEASURES: tuple[tuple[str, Callable[[Turn], float | None], Target | None], ...]
 )
 
 
+def _empty_p99(turn: Turn) -> float | None:
+    """Nanoseconds of the round trip alone: no reopen is quicker."""
+    return exact_percentile(turn.reopens.round_trips, 99) if turn.reopens else None
+
+
 def _compare(name: str, result: MatchResult) -> list[Comparison]:
     rows = []
     both = list(zip(result.sides[OURS].turns, result.sides[PEER].turns, strict=True))
-    for what, value, target in _MEASURES:
-        found = [(value(ours), value(theirs)) for ours, theirs in both]
+    measures = [(what, value, value, target) for what, value, target in _MEASURES]
+    measures.append(
+        ("our empty command's p99 by their reopen's", _empty_p99, reopen_percentile(99), None)
+    )
+    for what, value, peers, target in measures:
+        found = [(value(ours), peers(theirs)) for ours, theirs in both]
         pairs = [(a, b) for a, b in found if a is not None and b is not None]
         if pairs:
             ours, theirs = zip(*pairs, strict=True)
