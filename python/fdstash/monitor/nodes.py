@@ -6,12 +6,14 @@ by itself is kept as descriptors until an image is opened on it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
 import fdstash
+from fdstash.monitor.descriptors import close_all
 from fdstash.monitor.errors import QmpError
 from fdstash.monitor.options import FileOptions
 from fdstash.stash import FDStash
@@ -114,6 +116,15 @@ class FileNode(Node):
 
     def owner(self) -> ImageNode | None:
         return self.user
+
+    def is_same(self, device: int, inode: int) -> bool:
+        """Whether it is that file (`os.stat`)."""
+        fds = self.held.dup_all(self.filename)
+        try:
+            found = [os.fstat(fd) for fd in fds]
+        finally:
+            close_all(fds)
+        return all((each.st_dev, each.st_ino) == (device, inode) for each in found)
 
     def check_unused(self) -> None:
         """Raises `QmpError` where an image cannot be opened on it."""

@@ -86,14 +86,11 @@ class Opener:
         with self._table.reserve(names):
             self._table.add([*self.children(node, None), node])
 
-    def adopt(self, made: ImageNode, options: ImageOptions | None) -> None:
-        """The nodes that the options name, and files that it has, are this image's from now on."""
+    def adopt(self, made: ImageNode, options: ImageOptions) -> None:
+        """The nodes that the options name are this image's from now on."""
         own = {child.name for child in made.children}
-        files = [node for node in self._table if isinstance(node, FileNode) and node.name in own]
-        used: list[Node] = [*files]
-        if options is not None:
-            used += self.offers.referred(options, own)
-        for node in used:
+        own -= {node.name for node in self._table if isinstance(node, FileNode)}
+        for node in self.offers.referred(options, own):
             node.parents.add(made.name)
             if isinstance(node, FileNode):
                 node.user = made

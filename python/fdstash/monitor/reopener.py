@@ -274,17 +274,27 @@ class Reopener:
     def _renew_children(self, change: _Change) -> None:
         """Another graph may have more or fewer files; each keeps its name."""
         node = change.image
-        names = {child.role: child.name for child in node.children}
+        names = self._names_that_stay(node)
         self._table.remove(self._table.parts_of(node))
         self._table.add(self._opener.children(node, change.options, names))
         self._opener.release(node, {child.name for child in node.children})
-        self._opener.adopt(node, change.options)
+        if change.options is not None:
+            self._opener.adopt(node, change.options)
         first = self._table.find(node.children[0].name)
         if isinstance(first, FileNode):
             fresh = FDStash()
             node.image.extract_fds(fresh)
             first.held.close()
             first.held, first.filename, first.user = fresh, node.filename, node
+
+    def _names_that_stay(self, node: ImageNode) -> dict[str, str]:
+        """By role; not those of extents that were added by themselves and are others now."""
+        names = {child.role: child.name for child in node.children}
+        for child, file in zip(node.children[1:], node.image.files[1:], strict=False):
+            extent = self._table.find(child.name)
+            if isinstance(extent, FileNode) and not extent.is_same(file.device, file.inode):
+                del names[child.role]
+        return names
 
 
 def _is_based(image: ImageNode) -> bool:

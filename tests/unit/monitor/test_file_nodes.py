@@ -14,6 +14,7 @@ from tests.support.disks import FlatDisk, make_raw
 from tests.support.kernel import access_mode, is_direct
 from tests.support.monitor import (
     Client,
+    add_flat,
     file_options,
     image_of,
     node,
@@ -154,3 +155,36 @@ def test_a_file_by_itself_is_reopened_too(client: Client, daemon: Daemon, raw: P
     (fd,) = image_descriptors(raw)
     assert access_mode(fd) == "r+"
     assert is_direct(fd)
+
+
+def test_files_that_are_no_longer_an_images_are_free(
+    client: Client, daemon: Daemon, flat: FlatDisk, folder: Path
+) -> None:
+    names = [f"file{number}" for number in range(len(flat.files))]
+    for name, path in zip(names, flat.files, strict=True):
+        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+    client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
+    moved = folder / "moved"
+    moved.mkdir()
+    for path in flat.files:
+        shutil.copy(path, moved / path.name)
+    reopen(client, {**file_options(moved / flat.path.name), "node-name": names[0]})
+    assert image_of(daemon, "vm").pread(flat.size, 0) == flat.guest_bytes()
+    for name in names[1:]:
+        client.execute("blockdev-del", node_name=name)
+
+
+def test_a_name_in_options_takes_no_node_from_another_image(
+    client: Client, daemon: Daemon, raw: Path, flat: FlatDisk, folder: Path
+) -> None:
+    client.execute("blockdev-add", driver="file", node_name="x", filename=str(raw))
+    client.execute("blockdev-add", **node("other", "x"))
+    add_flat(client, flat)
+    copy = shutil.copy(flat.path, folder / "copy.vmdk")
+    extents = [file_options(path) for path in flat.files[1:]]
+    extents[0]["node-name"] = "x"
+    reopen(client, node("vm", file_options(copy), "vmdk", extents=extents))
+    error = client.refusal("blockdev-add", **node("third", "x"))
+    assert error.desc == "Node 'x' is in use by 'other'"
+    client.execute("blockdev-del", node_name="vm")
+    assert client.refusal("blockdev-add", **node("third", "x")).desc == error.desc
