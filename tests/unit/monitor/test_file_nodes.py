@@ -25,6 +25,15 @@ from tests.support.seen import image_descriptors
 SIZE = 1 << 16
 
 
+def add_by_files(client: Client, flat: FlatDisk) -> list[str]:
+    """Add each file by itself, and the image `vm` on them; the names of their nodes."""
+    names = [f"file{number}" for number in range(len(flat.files))]
+    for name, path in zip(names, flat.files, strict=True):
+        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+    client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
+    return names
+
+
 def test_files_added_by_themselves_serve_an_image_and_its_extents(
     client: Client, daemon: Daemon, flat: FlatDisk
 ) -> None:
@@ -96,10 +105,7 @@ def test_a_node_of_a_file_is_that_file_whatever_its_path_names_by_now(
 def test_extents_that_were_given_stay_where_the_path_of_the_first_file_changes(
     client: Client, daemon: Daemon, flat: FlatDisk, folder: Path
 ) -> None:
-    names = [f"file{number}" for number in range(len(flat.files))]
-    for name, path in zip(names, flat.files, strict=True):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
-    client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
+    names = add_by_files(client, flat)
     wanted = flat.guest_bytes()
     copy = shutil.copy(flat.path, folder / "copy.vmdk")
     client.execute("blockdev-add", driver="file", node_name="copy", filename=str(copy))
@@ -115,10 +121,7 @@ def test_extents_that_were_given_stay_where_the_path_of_the_first_file_changes(
 def test_files_that_stay_an_images_are_in_use_after_another_filename(
     client: Client, flat: FlatDisk, folder: Path
 ) -> None:
-    names = [f"file{number}" for number in range(len(flat.files))]
-    for name, path in zip(names, flat.files, strict=True):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
-    client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
+    names = add_by_files(client, flat)
     copy = shutil.copy(flat.path, folder / "copy.vmdk")
     reopen(client, {**file_options(copy), "node-name": names[0]})
     for name in names:
@@ -160,10 +163,7 @@ def test_a_file_by_itself_is_reopened_too(client: Client, daemon: Daemon, raw: P
 def test_files_that_are_no_longer_an_images_are_free(
     client: Client, daemon: Daemon, flat: FlatDisk, folder: Path
 ) -> None:
-    names = [f"file{number}" for number in range(len(flat.files))]
-    for name, path in zip(names, flat.files, strict=True):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
-    client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
+    names = add_by_files(client, flat)
     moved = folder / "moved"
     moved.mkdir()
     for path in flat.files:
