@@ -58,11 +58,11 @@ class SlotChange:
         """A description for each file that needs another one."""
         flags = open_flags(writable=self.writable, direct=self.cache.direct)
         swap = self._swap = self._graph.swap
-        stash = self.spare if self.stash is None else self.stash
         try:
-            if self.stash is None and self.spare is not None and self._has_all(flags, until):
+            if self._own_descriptions_serve(flags, until):
                 return
             swap.want(flags, by_path=self.by_path)
+            stash = self.spare if self.stash is None else self.stash
             if stash is not None:
                 self._provide(stash, flags)
             self._may_wait = swap.acquire(remaining(until))
@@ -70,9 +70,9 @@ class SlotChange:
             self._leave_swap()
             raise
 
-    def _has_all(self, flags: int, until: float | None) -> bool:
-        """Whether the descriptions that are there serve, with another flag perhaps."""
-        if self.by_path:
+    def _own_descriptions_serve(self, flags: int, until: float | None) -> bool:
+        """Whether there is a stash to spare, and no need of it: F_SETFL is enough."""
+        if self.spare is None or self.stash is not None or self.by_path:
             return False
         self._swap.want_own(flags)
         try:
