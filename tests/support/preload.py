@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -74,16 +73,17 @@ class _Child:
         self._awaited = {item.nodeid for item in items}
 
     def _lines(self, limit: float | None) -> Iterator[bytes]:
-        """What the child writes, until it ends, or until the limit (seconds) kills it."""
-        deadline = None if limit is None else time.monotonic() + limit
+        """What the child writes, until it ends, or is silent for so long (seconds) that it hangs.
+
+        Beside others (pytest-xdist) it runs their tests too, and may have many of them before it.
+        """
         while True:
             line, newline, rest = self._received.partition(b"\n")
             if newline:
                 self._received = rest
                 yield line
                 continue
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._pipe], [], [], left)[0]:
+            if not select.select([self._pipe], [], [], limit)[0]:
                 self._process.send_signal(signal.SIGABRT)  # faulthandler tells where it was
                 return
             data = os.read(self._pipe, 1 << 16)

@@ -44,11 +44,37 @@ def test_last(shim): assert shim.available
 """
 
 
-def test_every_outcome_reaches_the_parent(tmp_path: Path) -> None:
-    (tmp_path / "test_inner.py").write_text(_TESTS)
-    # A module that ends with such a test is left like any other.
-    (tmp_path / "test_next.py").write_text("def test_in_the_next_module(): pass\n")
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+#: This process leaves most of them to others, as a worker of pytest-xdist does.
+_SHARED_TESTS = """
+import time
+import pytest
+
+pytestmark = [pytest.mark.preload, pytest.mark.timeout(1)]
+
+def test_own(shim): assert shim.available
+@pytest.mark.parametrize("number", range(12))
+def test_of_others(number): time.sleep(0.5)
+def test_own_again(shim): assert shim.available
+"""
+_SHARED = """
+import pytest
+from tests.support.faultshim import FaultShim
+
+class Others:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item):
+        return True if "others" in item.name else None
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    if not FaultShim().available:
+        config.pluginmanager.register(Others())
+"""
+
+
+def outcomes_in(folder: Path, *modules: str) -> tuple[dict[str, str], str]:
+    """What pytest says of each test there, and all that it says."""
+    (folder / "pytest.ini").write_text("[pytest]\n")
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.fspath(Path(__file__).resolve().parents[2])
     environment["PYTEST_PLUGINS"] = "tests.support.preload"
@@ -59,24 +85,23 @@ def test_every_outcome_reaches_the_parent(tmp_path: Path) -> None:
     if others:
         environment["LD_PRELOAD"] = " ".join(others)
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-v",
-            "-p",
-            "no:cacheprovider",
-            "test_inner.py",
-            "test_next.py",
-        ],
-        cwd=tmp_path,
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *modules],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
-    outcomes = dict(re.findall(r"::(test_.+?) (PASSED|FAILED|SKIPPED|XFAIL)", done.stdout))
+    found = re.findall(r"::(test_.+?) (PASSED|FAILED|SKIPPED|XFAIL)", done.stdout)
+    return dict(found), done.stdout
+
+
+def test_every_outcome_reaches_the_parent(tmp_path: Path) -> None:
+    (tmp_path / "test_inner.py").write_text(_TESTS)
+    # A module that ends with such a test is left like any other.
+    (tmp_path / "test_next.py").write_text("def test_in_the_next_module(): pass\n")
+    outcomes, said = outcomes_in(tmp_path, "test_inner.py", "test_next.py")
     assert outcomes == {
         "test_passes": "PASSED",
         "test_beside": "PASSED",
@@ -90,8 +115,17 @@ def test_every_outcome_reaches_the_parent(tmp_path: Path) -> None:
         "test_hangs_in_c": "FAILED",
         "test_last": "PASSED",
         "test_in_the_next_module": "PASSED",
-    }, done.stdout
-    assert "assert (6 * 7) == 41" in done.stdout
-    assert "ended with -6" in done.stdout
-    assert "Timeout (>1.0s)" in done.stdout
-    assert "in test_hangs_in_c" in done.stdout
+    }, said
+    assert "assert (6 * 7) == 41" in said
+    assert "ended with -6" in said
+    assert "Timeout (>1.0s)" in said
+    assert "in test_hangs_in_c" in said
+
+
+def test_a_child_may_run_the_tests_of_others_for_longer_than_a_test_may_take(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "test_inner.py").write_text(_SHARED_TESTS)
+    (tmp_path / "conftest.py").write_text(_SHARED)
+    outcomes, said = outcomes_in(tmp_path, "test_inner.py")
+    assert outcomes == {"test_own": "PASSED", "test_own_again": "PASSED"}, said
