@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any, Literal
@@ -20,7 +20,14 @@ from fdstash.monitor.nodes import (
     NodeTable,
 )
 from fdstash.monitor.offers import Offers, in_modes
-from fdstash.monitor.options import Caching, FileOptions, ImageOptions, Reference, check_name
+from fdstash.monitor.options import (
+    Caching,
+    FileOptions,
+    ImageOptions,
+    Reference,
+    check_name,
+    names_in,
+)
 from fdstash.monitor.policy import Policy
 from fdstash.stash import FDStash
 
@@ -41,7 +48,7 @@ class Opener:
         """See the command."""
         if options.node_name is None:
             raise QmpError("'node-name' must be specified for the root node")
-        names = list(_given_names(options))
+        names = list(names_in(options))
         for name in names:
             check_name(name)
         with self._table.reserve(names):
@@ -280,15 +287,3 @@ def _check_lowest(image: fdstash.Image, what: str) -> None:
             "An image that another one is based on cannot be open without what it is itself based"
             f" on: {what} is based on '{parent}'"
         )
-
-
-def _given_names(
-    options: FileOptions | ImageOptions | str | Literal[False] | None,
-) -> Iterator[str]:
-    if not options or isinstance(options, str):
-        return
-    if options.node_name is not None:
-        yield options.node_name
-    if isinstance(options, ImageOptions):
-        for each in (options.file, *options.extents, options.backing):
-            yield from _given_names(each)

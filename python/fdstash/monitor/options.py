@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from fdstash.cache import CACHE_MODES, CacheMode
 from fdstash.monitor.errors import QmpError
 
-__all__ = ["Caching", "FileOptions", "ImageOptions", "Reference", "check_name", "parse"]
+__all__ = ["Caching", "FileOptions", "ImageOptions", "Reference", "check_name", "names_in", "parse"]
 
 _FILE_DRIVERS = ("file", "host_device")
 _WELL_FORMED = re.compile(r"[A-Za-z][-A-Za-z0-9._]*")
@@ -85,6 +85,22 @@ class ImageOptions:
     extents: tuple[Reference, ...] = ()
     backing: ImageOptions | str | Literal[False] | None = None  #: False: null was given
     format_options: Mapping[str, object] = field(default_factory=dict)
+
+    def new_parts(self) -> Iterator[tuple[str, FileOptions | ImageOptions]]:
+        """What options make, and do not only refer to: each with its role as a child."""
+        extents = ((f"extents.{number}", each) for number, each in enumerate(self.extents))
+        for role, part in (("file", self.file), *extents, ("backing", self.backing)):
+            if part and not isinstance(part, str):
+                yield role, part
+
+
+def names_in(options: FileOptions | ImageOptions) -> Iterator[str]:
+    """What options call the node that they are of, and its parts."""
+    if options.node_name is not None:
+        yield options.node_name
+    if isinstance(options, ImageOptions):
+        for _, part in options.new_parts():
+            yield from names_in(part)
 
 
 def parse(given: Mapping[str, Any]) -> FileOptions | ImageOptions:

@@ -17,7 +17,7 @@ from fdstash.monitor.descriptors import copy_all
 from fdstash.monitor.errors import QmpError, told
 from fdstash.monitor.nodes import BackingNode, FileNode, Held, ImageNode, Node, NodeTable
 from fdstash.monitor.opener import Opener
-from fdstash.monitor.options import Caching, FileOptions, ImageOptions
+from fdstash.monitor.options import Caching, FileOptions, ImageOptions, check_name, names_in
 from fdstash.monitor.policy import Policy
 from fdstash.stash import FDStash
 
@@ -71,7 +71,11 @@ class Reopener:
         for node, options in pairs:
             if isinstance(node, ImageNode) and isinstance(options, ImageOptions):
                 nodes += self._opener.offers.referred(options, _own(node))
-        with Held(*nodes), self._opener.offers.offered(passed) as stash:
+        with (
+            Held(*nodes),
+            self._table.reserve(_new_names(pairs)),
+            self._opener.offers.offered(passed) as stash,
+        ):
             changes: dict[str, _Change] = {}
             files: list[tuple[FileNode, FileOptions]] = []
             for node, options in pairs:
@@ -161,6 +165,12 @@ class Reopener:
         ):
             change.want("backing", self._opener.backing_path(options, stash), node.name)
         change.options = options
+        names = _names_for_parts(image, options)
+        if names and not _has_new_parts(change):
+            raise QmpError(
+                f"Cannot change the option 'node-name': '{names[0]}' is given to a part of"
+                f" '{node.name}' that stays"
+            )
 
     def _collect_file(self, change: _Change, node: Node, options: FileOptions) -> None:
         """Options of one of an image's files."""
@@ -263,8 +273,7 @@ class Reopener:
 
     def _settle(self, change: _Change, offered: FDStash | None) -> None:
         node = change.image
-        detached = change.backing is False and _is_based(node)
-        if change.path is not None or change.backing or detached:
+        if _has_new_parts(change):
             if change.path is not None:
                 node.filename = change.path
             self._renew_children(change)
@@ -280,12 +289,28 @@ class Reopener:
         self._opener.release(node, {child.name for child in node.children})
         if change.options is not None:
             self._opener.adopt(node, change.options)
-        first = self._table.find(node.children[0].name)
-        if isinstance(first, FileNode):
-            fresh = FDStash()
-            node.image.extract_fds(fresh)
-            first.held.close()
-            first.held, first.filename, first.user = fresh, node.filename, node
+        self._hold_again(node)
+
+    def _hold_again(self, node: ImageNode) -> None:
+        """Files that were added by themselves and stay the image's hold what it is open on now."""
+        stale = []
+        for child, file in zip(node.children, node.image.files, strict=False):
+            part = self._table.find(child.name)
+            if not isinstance(part, FileNode):
+                continue
+            # An extent may be held by another name than that which the header has for it.
+            renamed = child.role == "file" and part.filename != file.name
+            if renamed or not part.is_same(file.device, file.inode):
+                stale.append((part, file))
+        if not stale:
+            return  # what is handed out makes the next reopen slower
+        with FDStash() as found:
+            node.image.extract_fds(found)
+            for part, file in stale:
+                held = FDStash()
+                copy_all(found, held, [file.name])
+                part.held.close()
+                part.held, part.filename, part.user = held, file.name, node
 
     def _names_that_stay(self, node: ImageNode) -> dict[str, str]:
         """By role; not those of extents that were added by themselves and are others now."""
@@ -295,6 +320,36 @@ class Reopener:
             if isinstance(extent, FileNode) and not extent.is_same(file.device, file.inode):
                 del names[child.role]
         return names
+
+
+def _new_names(pairs: Sequence[tuple[Node, FileOptions | ImageOptions]]) -> list[str]:
+    """Names that options give to parts of images. Raises `QmpError` for one that none can have."""
+    names = [
+        name
+        for node, options in pairs
+        if isinstance(node, ImageNode) and isinstance(options, ImageOptions)
+        for name in _names_for_parts(node, options)
+    ]
+    for name in names:
+        check_name(name)
+    return names
+
+
+def _names_for_parts(image: ImageNode, options: ImageOptions) -> list[str]:
+    """Names that options give to what an image consists of, but for those that stay."""
+    own = {(child.role, child.name) for child in image.children}
+    return [
+        name
+        for role, part in options.new_parts()
+        for name in names_in(part)
+        if (role, name) not in own
+    ]
+
+
+def _has_new_parts(change: _Change) -> bool:
+    """Whether the image is then another graph, with nodes of its own."""
+    detached = change.backing is False and _is_based(change.image)
+    return change.path is not None or bool(change.backing) or detached
 
 
 def _is_based(image: ImageNode) -> bool:

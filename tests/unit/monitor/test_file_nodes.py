@@ -174,17 +174,93 @@ def test_files_that_are_no_longer_an_images_are_free(
         client.execute("blockdev-del", node_name=name)
 
 
-def test_a_name_in_options_takes_no_node_from_another_image(
-    client: Client, daemon: Daemon, raw: Path, flat: FlatDisk, folder: Path
+@pytest.mark.parametrize("name", ["other", "x", "free", "vm", "#block999", "new", "own"])
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_name_in_options_takes_no_node_of_others(
+    client: Client,
+    daemon: Daemon,
+    flat: FlatDisk,
+    folder: Path,
+    name: str,
+    *,
+    moves: bool,
 ) -> None:
+    """`new` is nobody's, and may be given where parts are made; `own` is what it is called."""
+    raw = make_raw(folder, SIZE)
     client.execute("blockdev-add", driver="file", node_name="x", filename=str(raw))
     client.execute("blockdev-add", **node("other", "x"))
+    free = make_raw(folder, SIZE, name="free.img")
+    client.execute("blockdev-add", driver="file", node_name="free", filename=str(free))
     add_flat(client, flat)
-    copy = shutil.copy(flat.path, folder / "copy.vmdk")
+    wanted = flat.guest_bytes()
+    nodes = client.nodes()
     extents = [file_options(path) for path in flat.files[1:]]
-    extents[0]["node-name"] = "x"
-    reopen(client, node("vm", file_options(copy), "vmdk", extents=extents))
-    error = client.refusal("blockdev-add", **node("third", "x"))
-    assert error.desc == "Node 'x' is in use by 'other'"
+    own = nodes["vm"]["children"][1]["node-name"]
+    name = own if name == "own" else name
+    extents[0]["node-name"] = name
+    copy = shutil.copy(flat.path, folder / "copy.vmdk") if moves else flat.path
+    options = node("vm", file_options(copy), "vmdk", extents=extents)
+    if name in (own, "new" if moves else own):
+        reopen(client, options)
+        assert client.nodes()["vm"]["children"][1]["node-name"] == name
+        assert client.nodes()[name]["file"] == str(flat.files[1])
+    else:
+        refused = client.refusal("blockdev-reopen", options=[options]).desc
+        reasons = {"new": "Cannot change the option 'node-name'", "#block999": "Invalid node-name"}
+        assert reasons.get(name, f"Duplicate nodes with node-name='{name}'") in refused
+        assert client.nodes() == nodes
+    image = image_of(daemon, "vm")
+    assert image.pread(image.size, 0) == wanted
+    assert image_of(daemon, "other").pread(SIZE, 0) == raw.read_bytes()
+    assert client.refusal("blockdev-add", **node("third", "x")).desc == (
+        "Node 'x' is in use by 'other'"
+    )
+    client.execute("blockdev-add", **node("third", "free"))
+    for each in ("third", "other", "vm"):
+        client.execute("blockdev-del", node_name=each)
+    for each in ("x", "free"):
+        client.execute("blockdev-del", node_name=each)
+    assert client.nodes() == {}
+
+
+def test_two_images_of_one_reopen_take_no_name_of_each_other(
+    client: Client, daemon: Daemon, raw: Path, folder: Path
+) -> None:
+    for name in ("one", "two"):
+        path = make_raw(folder, SIZE, name=name)
+        shutil.copy(path, folder / f"copy-{name}")
+        client.execute("blockdev-add", **node(name, file_options(path)))
+    nodes = client.nodes()
+    both = [
+        node(name, file_options(folder / f"copy-{name}", **{"node-name": "file"}))
+        for name in ("one", "two")
+    ]
+    error = client.refusal("blockdev-reopen", options=both)
+    assert error.desc == "Duplicate nodes with node-name='file'"
+    assert client.nodes() == nodes
+    reopen(client, both[0])
+    error = client.refusal("blockdev-reopen", options=both[1:])
+    assert error.desc == "Duplicate nodes with node-name='file'"
+    assert image_of(daemon, "two").pwrite(b"x", 0) == 1
+
+
+def test_a_file_that_stays_an_images_is_held_as_the_image_has_it(
+    client: Client, flat: FlatDisk, folder: Path
+) -> None:
+    """Named with other options, it is what those lead to; also when the image has gone."""
+    names = add_by_files(client, flat)
+    moved = folder / "moved"
+    moved.mkdir()
+    copies = [Path(shutil.copy(path, moved / path.name)) for path in flat.files]
+    first, *extents = (
+        file_options(path, **{"node-name": name}) for name, path in zip(names, copies, strict=True)
+    )
+    reopen(client, node("vm", first, "vmdk", extents=extents))
+    for path in flat.files:
+        assert image_descriptors(path) == []
     client.execute("blockdev-del", node_name="vm")
-    assert client.refusal("blockdev-add", **node("third", "x")).desc == error.desc
+    for name, path in zip(names, copies, strict=True):
+        assert client.nodes()[name]["file"] == str(path)
+        client.execute("blockdev-add", **node(f"{name}-raw", name))
+        client.execute("blockdev-del", node_name=f"{name}-raw")
+        client.execute("blockdev-del", node_name=name)

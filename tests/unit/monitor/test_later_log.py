@@ -29,7 +29,7 @@ class _Slow(logging.Handler):
 def test_an_answer_does_not_wait_for_the_log(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
     path.write_bytes(bytes(1 << 20))
-    file = file_options(path, **{"node-name": "file"})
+    file = file_options(path)
     log = logging.getLogger("fdstash.monitor")
     slow, level = _Slow(), log.level
     log.addHandler(slow)
