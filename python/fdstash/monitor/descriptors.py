@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fdstash.errors import ImageIOError
@@ -229,23 +229,35 @@ def offer(sets: FdSets, *stashes: FDStash | None) -> FDStash | None:
     return made
 
 
-def copy_all(source: FDStash, target: FDStash, names: Sequence[str] | None = None) -> None:
-    """Add dups to `target` of what `source` holds, and `target` has not in that mode."""
+def copy_all(source: FDStash, target: FDStash, names: Iterable[str] | None = None) -> None:
+    """Add dups to `target` of what `source` holds, and `target` has not in that mode.
+
+    A name is one file: where `target` has it, those of another file are left out.
+    """
     for name in source.names() if names is None else names:
         held = target.dup_all(name)
-        known = {_mode(fd) for fd in held}
-        close_all(held)
+        try:
+            known = {_mode(fd) for fd in held}
+            file = _identity(held[0]) if held else None
+        finally:
+            close_all(held)
         fds = source.dup_all(name)
         try:
             while fds:
-                if _mode(fds[0]) in known:
+                mode = _mode(fds[0])
+                if mode in known or file not in (None, _identity(fds[0])):
                     close_all(fds[:1])
                 else:
-                    known.add(_mode(fds[0]))
+                    known.add(mode)
                     target.add(name, fds[0])
                 fds.pop(0)
         finally:
             close_all(fds)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def _mode(fd: int) -> int:

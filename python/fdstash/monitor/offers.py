@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -17,7 +18,7 @@ from fdstash.monitor.policy import Policy
 from fdstash.names import join_name
 from fdstash.stash import FDStash
 
-__all__ = ["Offers", "in_modes"]
+__all__ = ["Offers", "in_modes", "names_that_serve_at"]
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _T = TypeVar("_T")
@@ -178,7 +179,7 @@ class Offers:
         return list(dict.fromkeys(line.name for line in lines if line.name is not None))
 
     def keep(self, node: ImageNode, stash: FDStash) -> None:
-        """What of `stash` serves the image's files is kept for reopens."""
+        """What of `stash` serves the image's files is kept for reopens, and nothing else."""
         files = [file.name for file in node.image.files]
         lasts = {name.rpartition("/")[2] for name in files}
         names = [
@@ -188,4 +189,22 @@ class Offers:
             or plain in lasts
             or any(file.endswith(f"/{plain}") for file in files)
         ]
-        copy_all(stash, node.kept, names)
+        kept = FDStash()
+        copy_all(stash, kept, names)
+        node.kept.close()
+        node.kept = kept
+
+
+def names_that_serve_at(path: str, node: ImageNode) -> list[str]:
+    """Names of what an image has kept, as far as they mean the same where it is opened at `path`.
+
+    One without a folder meant a file beside the image, and there may be another beside `path`.
+    """
+    names = node.kept.names()
+    if _folder(path) == _folder(node.filename):
+        return names
+    return [name for name in names if name.removeprefix("lock:").startswith("/")]
+
+
+def _folder(path: str) -> str:
+    return os.path.normpath(os.path.dirname(path) or ".")

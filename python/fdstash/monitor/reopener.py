@@ -16,6 +16,7 @@ from fdstash.cache import cache_mode
 from fdstash.monitor.descriptors import copy_all
 from fdstash.monitor.errors import QmpError, told
 from fdstash.monitor.nodes import BackingNode, FileNode, Held, ImageNode, Node, NodeTable
+from fdstash.monitor.offers import names_that_serve_at
 from fdstash.monitor.opener import Opener
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions, check_name, names_in
 from fdstash.monitor.policy import Policy
@@ -205,9 +206,9 @@ class Reopener:
             raise QmpError(f"Node '{node.name}' is exported as a file: export an image on it")
         node.close_direct()
         with FDStash() as known:
-            copy_all(node.held, known)
             if stash is not None:
                 copy_all(stash, known)
+            copy_all(node.held, known)
             return self._opener.offers.hold(options, known)
 
     def _carry_out(self, changes: Sequence[_Change], stash: FDStash | None) -> None:
@@ -236,11 +237,12 @@ class Reopener:
         spare: FDStash | None = None
         if stash is None and self._names_nothing_else(change):
             spare = node.kept or None
-        elif stash is not None or node.kept or (change.options and change.options.extents):
+        else:
             offered = stack.enter_context(FDStash())
-            for source in (stash, node.kept):
-                if source is not None:
-                    copy_all(source, offered)
+            if stash is not None:
+                copy_all(stash, offered)
+            kept = None if change.path is None else names_that_serve_at(change.path, node)
+            copy_all(node.kept, offered, kept)
             if change.options is not None:
                 self._opener.offers.offer_children(
                     change.options,
@@ -266,6 +268,8 @@ class Reopener:
     def _names_nothing_else(change: _Change) -> bool:
         """Whether the image stays on its own files, so that what it has kept serves as it is."""
         options = change.options
+        if change.path is not None:
+            return False
         return options is None or not (
             options.extents
             or (isinstance(options.file, str) and options.file not in _own(change.image))
