@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import re
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,7 @@ __all__ = [
     "access_mode",
     "description_locks",
     "descriptor_count",
+    "descriptors_left",
     "getfl",
     "is_direct",
     "is_open",
@@ -173,3 +176,17 @@ def description_locks(fd: int) -> list[Lock]:
     """The OFD locks that the description behind `fd` itself holds."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
         return _locks(lines)
+
+
+@contextlib.contextmanager
+def descriptors_left(number: int) -> Iterator[None]:
+    """This process can open that many more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = open_descriptors()
+    free = (fd for fd in itertools.count() if fd not in taken)
+    limit = next(itertools.islice(free, number, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -25,12 +25,14 @@ __all__ = [
     "CommandFailed",
     "FakeExport",
     "FakeServer",
+    "add_file",
     "add_flat",
     "add_raw",
     "daemon_in",
     "file_options",
     "image_of",
     "node",
+    "refused_reopen",
     "reopen",
 ]
 
@@ -270,6 +272,20 @@ def add_flat(client: Client, flat: FlatDisk, name: str = "vm", **more: Any) -> N
 
 def reopen(client: Client, *options: dict[str, Any]) -> None:
     client.execute("blockdev-reopen", options=list(options))
+
+
+def refused_reopen(client: Client, *options: dict[str, Any]) -> str:
+    """Why; nothing that nodes say of themselves has changed."""
+    before = client.nodes()
+    error = client.refusal("blockdev-reopen", options=list(options))
+    assert client.nodes() == before
+    return error.desc
+
+
+def add_file(client: Client, name: str, path: Path | str, **more: Any) -> None:
+    """Add a file by itself."""
+    options = file_options(path, **more) | {"node-name": name}
+    client.run("blockdev-add", options)
 
 
 def node(name: str, file: Any, driver: str = "raw", **more: Any) -> dict[str, Any]:

@@ -150,6 +150,9 @@ class Commands:
                 image.resize(given["size"])
             except (fdstash.Error, OSError) as error:
                 raise told(error, f"Could not resize '{node.name}'") from error
+            finally:
+                if isinstance(node, FileNode):
+                    node.close_direct()
 
     # -- exports
 

@@ -7,6 +7,7 @@ other's; the table of nodes is locked only to look at it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import threading
@@ -150,10 +151,13 @@ class Daemon:
                 self.log.info("%d descriptors of sets that no image uses are closed", dropped)
 
     def _sets_in_use(self) -> set[int]:
-        names = [n.filename for n in self.table if isinstance(n, ImageNode | FileNode)]
+        names = []
         for node in self.table:
-            if isinstance(node, ImageNode):
-                names += node.kept.names()
+            if isinstance(node, FileNode):
+                names.append(node.filename)
+            elif isinstance(node, ImageNode):
+                with contextlib.suppress(fdstash.Error):  # it is being deleted
+                    names += [file.name for file in node.image.files]
         # An extent beside a descriptor that is a set's goes by no set's name: /dev/fdset/NAME.
         return {n for name in names if (n := set_of(name)) is not None}
 

@@ -122,8 +122,9 @@ def _backing(node: BackingNode) -> dict[str, Any]:
 
 def _file_node(node: FileNode) -> dict[str, Any]:
     owner = node.user
-    if owner is not None:
-        index = next(i for i, each in enumerate(owner.children) if each.name == node.name)
+    names = [] if owner is None else [each.name for each in owner.children]
+    if owner is not None and node.name in names:
+        index = names.index(node.name)
         return _file(node, owner.image.files[index], owner.image.cache)
     if node.direct_image is not None:
         return _file(node, node.direct_image.files[0], node.direct_image.cache)

@@ -15,11 +15,14 @@ from fdstash.stash import FDStash
 
 __all__ = [
     "FdSets",
+    "Identity",
     "Passed",
     "add_dup",
     "close_all",
     "copy_all",
     "fdset_number",
+    "identity",
+    "mode_of",
     "offer",
     "set_of",
 ]
@@ -28,6 +31,15 @@ _SET_PREFIX = "/dev/fdset/"
 _MODES = ("rdonly:", "wronly:", "rdwr:")
 _MAX_NAME = 4096  # bytes; PATH_MAX
 _NONE = "No file descriptor supplied via SCM_RIGHTS"
+
+#: What tells files apart: the device, and the number on it (`os.stat`).
+Identity = tuple[int, int]
+
+
+def identity(fd: int) -> Identity:
+    """Of the file that a descriptor leads to."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def close_all(fds: Sequence[int]) -> None:
@@ -177,7 +189,8 @@ class FdSets:
             for number, members in self._sets.items():
                 for fd, opaque in members.items():
                     for name in _names(number, opaque):
-                        add_dup(stash, name, fd)
+                        if _is_one(stash, name, fd):
+                            add_dup(stash, name, fd)
 
     def __bool__(self) -> bool:
         return bool(self._sets)
@@ -201,6 +214,15 @@ def _names(number: int, opaque: str | None) -> Iterator[str]:
             opaque = opaque.removeprefix(mode)
         if opaque and "\0" not in opaque and not opaque.startswith(_SET_PREFIX):
             yield opaque
+
+
+def _is_one(stash: FDStash, name: str, fd: int) -> bool:
+    """Whether `stash` has that file under that name, or nothing."""
+    held = stash.dup_all(name)
+    try:
+        return not held or identity(held[0]) == identity(fd)
+    finally:
+        close_all(held)
 
 
 def add_dup(stash: FDStash, name: str, fd: int) -> None:
@@ -237,15 +259,15 @@ def copy_all(source: FDStash, target: FDStash, names: Iterable[str] | None = Non
     for name in source.names() if names is None else names:
         held = target.dup_all(name)
         try:
-            known = {_mode(fd) for fd in held}
-            file = _identity(held[0]) if held else None
+            known = {mode_of(fd) for fd in held}
+            file = identity(held[0]) if held else None
         finally:
             close_all(held)
         fds = source.dup_all(name)
         try:
             while fds:
-                mode = _mode(fds[0])
-                if mode in known or file not in (None, _identity(fds[0])):
+                mode = mode_of(fds[0])
+                if mode in known or file not in (None, identity(fds[0])):
                     close_all(fds[:1])
                 else:
                     known.add(mode)
@@ -255,10 +277,6 @@ def copy_all(source: FDStash, target: FDStash, names: Iterable[str] | None = Non
             close_all(fds)
 
 
-def _identity(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
-def _mode(fd: int) -> int:
+def mode_of(fd: int) -> int:
+    """Access mode and O_DIRECT."""
     return fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_DIRECT)

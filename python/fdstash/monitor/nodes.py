@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -71,6 +71,7 @@ class ImageNode(Node):
         self.kept = FDStash()
         self.children: list[Child] = []
         self.backing: str | None = None  #: the node that was named as what it is based on
+        self.format_options: Mapping[str, object] = {}  #: that it was added with
         self.managed = True  #: added by a client; the command line's image is not
 
     def owner(self) -> ImageNode | None:
@@ -182,7 +183,7 @@ class NodeTable:
                 if name in self._nodes or name in self._reserved or name in taken:
                     raise QmpError(f"Duplicate nodes with node-name='{name}'")
                 taken.add(name)
-            if len(self._nodes) + len(self._reserved) + len(taken) > self._limit:
+            if taken and len(self._nodes) + len(self._reserved) + len(taken) > self._limit:
                 raise QmpError(f"There are {self._limit} nodes, and there may be no more")
             self._reserved |= taken
         try:
@@ -205,10 +206,16 @@ class NodeTable:
 
     def remove(self, nodes: Sequence[Node]) -> None:
         """Forget nodes."""
+        self.replace(nodes, ())
+
+    def replace(self, nodes: Sequence[Node], others: Sequence[Node]) -> None:
+        """Forget nodes, and publish others, with no moment in which a name of both is free."""
         with self._lock:
             for node in nodes:
                 node.deleted = True
                 self._nodes.pop(node.name, None)
+            for node in others:
+                self._nodes[node.name] = node
 
     def parts_of(self, image: ImageNode) -> list[Node]:
         """The nodes that were made with an image, and end with it."""

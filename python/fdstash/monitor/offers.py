@@ -10,7 +10,15 @@ from typing import TypeVar
 
 import fdstash
 from fdstash.formats.vmdk import descriptor
-from fdstash.monitor.descriptors import FdSets, close_all, copy_all, fdset_number, offer
+from fdstash.monitor.descriptors import (
+    FdSets,
+    close_all,
+    copy_all,
+    fdset_number,
+    identity,
+    mode_of,
+    offer,
+)
 from fdstash.monitor.errors import QmpError, told
 from fdstash.monitor.nodes import FileNode, ImageNode, Node, NodeTable
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions, Reference
@@ -119,7 +127,7 @@ class Offers:
         `filename`: of its file; `own`: nodes that are the image's already.
         """
         if isinstance(options.file, str) and options.file not in own:
-            copy_all(self._file_node(options.file).held, stash)
+            self._offer_file(self._file_node(options.file), stash)
         if not options.extents:
             return
         texts = self._extent_names(filename, stash)
@@ -136,6 +144,16 @@ class Offers:
         if not isinstance(node, FileNode):
             raise QmpError(f"Node '{name}' is no file that was added by itself")
         return node
+
+    @staticmethod
+    def _offer_file(node: FileNode, stash: FDStash) -> None:
+        """Its own file serves under its name; of what else has that name, other modes of it."""
+        with FDStash() as held:
+            copy_all(node.held, held)
+            copy_all(stash, held, [node.filename])
+            while node.filename in stash:
+                close_all([stash.take(node.filename)])
+            copy_all(held, stash)
 
     def _offer_extent(
         self, name: str, reference: Reference, stash: FDStash, *, writable: bool
@@ -165,42 +183,75 @@ class Offers:
     def _extent_names(self, filename: str, stash: FDStash) -> Sequence[str]:
         """What a VMDK's descriptor file names, each file once."""
         try:
-            with fdstash.open(
-                filename,
-                format="raw",
-                stash=stash,
-                resolver=self._policy.resolver(filename),
-                lock=False,
-            ) as image:
-                text = image.pread(min(image.size, descriptor.MAX_BYTES), 0)
-            lines = descriptor.parse(text, filename).extents
+            lines = descriptor.parse(self._header_text(filename, stash), filename).extents
         except fdstash.Error as error:
             raise told(error, f"Could not open '{filename}'") from error
         return list(dict.fromkeys(line.name for line in lines if line.name is not None))
 
+    def _header_text(self, filename: str, stash: FDStash) -> bytes:
+        """What was passed may be of one mode alone, and of a file that cannot be opened again."""
+        refused: OSError | None = None
+        for mode, cache in (("r", "writeback"), ("r+", "writeback"), ("r", "none"), ("r+", "none")):
+            try:
+                with fdstash.open(
+                    filename,
+                    mode,
+                    format="raw",
+                    cache=cache,
+                    stash=stash,
+                    resolver=self._policy.resolver(filename),
+                    lock=False,
+                ) as image:
+                    return image.pread(min(image.size, descriptor.MAX_BYTES), 0)
+            except OSError as error:
+                refused = refused or error
+                if refused.errno not in _NOT_WRITABLE:
+                    break
+        assert refused is not None  # noqa: S101 - else it has returned
+        raise refused
+
     def keep(self, node: ImageNode, stash: FDStash) -> None:
-        """What of `stash` serves the image's files is kept for reopens, and nothing else."""
-        files = [file.name for file in node.image.files]
-        lasts = {name.rpartition("/")[2] for name in files}
-        names = [
-            name
-            for name in stash.names()
-            if (plain := name.removeprefix("lock:")) in files
-            or plain in lasts
-            or any(file.endswith(f"/{plain}") for file in files)
-        ]
+        """What of `stash` leads to the image's files is kept for reopens, under their names.
+
+        It is moved, not copied: that needs no descriptor, so that it does not fail after a change.
+        """
+        files = {(file.device, file.inode): file.name for file in node.image.files}
         kept = FDStash()
-        copy_all(stash, kept, names)
-        node.kept.close()
-        node.kept = kept
+        known: set[tuple[str, int]] = set()
+        for name in _names_of(files.values(), stash):
+            lock = "lock:" if name.startswith("lock:") else ""
+            while name in stash:
+                fd = stash.take(name)
+                file = files.get(identity(fd))
+                each = f"{lock}{file}", mode_of(fd)
+                if file is None or each in known:
+                    close_all([fd])
+                else:
+                    known.add(each)
+                    kept.add(each[0], fd)
+        before, node.kept = node.kept, kept
+        before.close()
 
 
-def names_that_serve_at(path: str, node: ImageNode) -> list[str]:
+def _names_of(files: Collection[str], stash: FDStash) -> list[str]:
+    """The names in `stash` that may mean one of these files."""
+    lasts = {file.rpartition("/")[2] for file in files}
+    return [
+        name
+        for name in stash.names()
+        if (plain := name.removeprefix("lock:")) in files
+        or plain in lasts
+        or any(file.endswith(f"/{plain}") for file in files)
+    ]
+
+
+def names_that_serve_at(path: str, node: ImageNode, passed: FDStash) -> list[str]:
     """Names of what an image has kept, as far as they mean the same where it is opened at `path`.
 
     One without a folder meant a file beside the image, and there may be another beside `path`.
     """
-    names = node.kept.names()
+    said = {name.rpartition("/")[2] for name in passed.names()}
+    names = [name for name in node.kept.names() if name.rpartition("/")[2] not in said]
     if _folder(path) == _folder(node.filename):
         return names
     return [name for name in names if name.removeprefix("lock:").startswith("/")]

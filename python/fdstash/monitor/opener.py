@@ -80,6 +80,7 @@ class Opener:
                 image = self._open(options, filename, mine, locking=locking)
                 undo.callback(image.close)
                 made = ImageNode(name, options.driver, image, filename)
+                made.format_options = options.format_options
                 self.offers.keep(made, mine)
             nodes = self.children(made, options)
             self.adopt(made, options)
@@ -127,7 +128,7 @@ class Opener:
         if options is not None:
             references = [options.file, *options.extents, *references]
         nodes: list[Node] = []
-        made.children = []
+        children: list[Child] = []
         for index in range(own_files(made.image)):
             role = "file" if index == 0 else f"extents.{index - 1}"
             reference = references[index]
@@ -135,17 +136,20 @@ class Opener:
             name = given or names.get(role) or self._table.automatic_name()
             if not isinstance(self._table.find(name), FileNode):
                 nodes.append(ChildNode(name, made, index))
-            made.children.append(Child(role, name))
-        nodes += self._backing_nodes(made, options)
+            children.append(Child(role, name))
+        nodes += self._backing_nodes(made, options, children)
+        made.children = children
         return nodes
 
-    def _backing_nodes(self, made: ImageNode, options: ImageOptions | None) -> list[Node]:
+    def _backing_nodes(
+        self, made: ImageNode, options: ImageOptions | None, children: list[Child]
+    ) -> list[Node]:
         below = made.image.backing
         if below is None:
             return []
         given = options.backing if options is not None else None
         if isinstance(given, str):
-            made.children.append(Child("backing", given))
+            children.append(Child("backing", given))
             return []
         name = given.node_name if given else None
         nodes: list[Node] = []
@@ -155,7 +159,7 @@ class Opener:
             )
             nodes.append(node)
             name, below = None, below.backing
-        made.children.append(Child("backing", nodes[0].name))
+        children.append(Child("backing", nodes[0].name))
         return nodes
 
     # -- images

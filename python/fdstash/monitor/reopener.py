@@ -8,47 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import fdstash
 from fdstash.cache import cache_mode
 from fdstash.monitor.descriptors import copy_all
 from fdstash.monitor.errors import QmpError, told
+from fdstash.monitor.image_change import (
+    ImageChange,
+    Pair,
+    check_apart,
+    check_same_files,
+    check_unchangeable,
+    is_based,
+    names_for_parts,
+    new_names,
+    own_nodes,
+)
 from fdstash.monitor.nodes import BackingNode, FileNode, Held, ImageNode, Node, NodeTable
 from fdstash.monitor.offers import names_that_serve_at
 from fdstash.monitor.opener import Opener
-from fdstash.monitor.options import Caching, FileOptions, ImageOptions, check_name, names_in
+from fdstash.monitor.options import Caching, FileOptions, ImageOptions
 from fdstash.monitor.policy import Policy
 from fdstash.stash import FDStash
 
 __all__ = ["Reopener"]
-
-
-@dataclass
-class _Change:
-    """What is asked of one image, and which node asked for it."""
-
-    image: ImageNode
-    cache: Caching | None = None
-    mode: str | None = None
-    path: str | None = None
-    backing: str | Literal[False] | None = None
-    options: ImageOptions | None = None
-    said: dict[str, str] = field(default_factory=dict)
-
-    def want(self, what: str, value: Any, node: str) -> None:
-        """Raises `QmpError` where another node's options want it otherwise."""
-        if value is None:
-            return
-        before = getattr(self, what)
-        if before is not None and before != value:
-            raise QmpError(
-                f"Nodes '{self.said[what]}' and '{node}' belong to one image, and their options"
-                f" for its {what} differ"
-            )
-        setattr(self, what, value)
-        self.said[what] = node
 
 
 class Reopener:
@@ -66,28 +50,23 @@ class Reopener:
         self, given: Sequence[FileOptions | ImageOptions], passed: FDStash | None
     ) -> list[ImageNode]:
         """See the command. Returns the images that were reopened."""
-        pairs = [(self._node(options), options) for options in given]
-        nodes = [node for node, _ in pairs]
-        nodes += [owner for node in nodes if (owner := node.owner()) is not None]
-        for node, options in pairs:
-            if isinstance(node, ImageNode) and isinstance(options, ImageOptions):
-                nodes += self._opener.offers.referred(options, _own(node))
-        with (
-            Held(*nodes),
-            self._table.reserve(_new_names(pairs)),
-            self._opener.offers.offered(passed) as stash,
-        ):
-            changes: dict[str, _Change] = {}
+        with ExitStack() as held:
+            pairs, referred = self._take(given, held)
+            held.enter_context(self._table.reserve(new_names(pairs)))
+            stash = held.enter_context(self._opener.offers.offered(passed))
+            changes: dict[str, ImageChange] = {}
             files: list[tuple[FileNode, FileOptions]] = []
-            for node, options in pairs:
+            # Files first: what they say of the path decides about the rest of their image.
+            for node, options in sorted(pairs, key=lambda pair: isinstance(pair[0], ImageNode)):
                 owner = node.owner()
                 if owner is not None:
                     change = changes.get(owner.name)
                     if change is None:
-                        change = changes[owner.name] = _Change(owner)
+                        change = changes[owner.name] = ImageChange(owner)
                     self._collect(change, node, options, stash)
                 elif isinstance(node, FileNode) and isinstance(options, FileOptions):
                     files.append((node, options))
+            check_apart(changes.values(), [node for node, _ in files], referred)
             ready: list[tuple[FileNode, FileOptions, str, FDStash]] = []
             try:
                 for node, options in files:
@@ -113,9 +92,40 @@ class Reopener:
                     " reopen it with cache.no-flush=false first"
                 )
             wanted = Caching(direct=not use, no_flush=before.ignores_flush)
-            self._carry_out([_Change(node, cache=wanted)], None)
+            self._carry_out([ImageChange(node, cache=wanted)], None)
 
     # -- what is asked for
+
+    def _take(
+        self, given: Sequence[FileOptions | ImageOptions], stack: ExitStack
+    ) -> tuple[list[Pair], list[Node]]:
+        """Hold the nodes of a change until `stack` ends; and those that options refer to.
+
+        Another client may change what belongs to what until they are held: then look again.
+        """
+        while True:
+            nodes = self._involved(given)[2]
+            with ExitStack() as held:
+                try:
+                    held.enter_context(Held(*nodes))
+                except QmpError:
+                    continue  # the next look tells of a node that is really gone
+                pairs, referred, found = self._involved(given)
+                if found <= nodes:
+                    stack.push(held.pop_all())
+                    return pairs, referred
+
+    def _involved(
+        self, given: Sequence[FileOptions | ImageOptions]
+    ) -> tuple[list[Pair], list[Node], set[Node]]:
+        pairs = [(self._node(options), options) for options in given]
+        referred: list[Node] = []
+        for node, options in pairs:
+            if isinstance(node, ImageNode) and isinstance(options, ImageOptions):
+                referred += self._opener.offers.referred(options, own_nodes(node))
+        nodes = {node for node, _ in pairs}
+        owners = {owner for node in nodes if (owner := node.owner()) is not None}
+        return pairs, referred, nodes | owners | set(referred)
 
     def _node(self, options: FileOptions | ImageOptions) -> Node:
         if options.node_name is None:
@@ -134,7 +144,7 @@ class Reopener:
 
     def _collect(
         self,
-        change: _Change,
+        change: ImageChange,
         node: Node,
         options: FileOptions | ImageOptions,
         stash: FDStash | None,
@@ -143,6 +153,7 @@ class Reopener:
             self._collect_file(change, node, options)
             return
         image = change.image
+        check_unchangeable(image, options)
         cache = options.cache
         if isinstance(options.file, FileOptions):
             cache = cache or options.file.cache
@@ -150,12 +161,12 @@ class Reopener:
         elif options.file != image.children[0].name:
             filename, _ = self._opener.offers.name_of(options.file)
             self._collect_path(change, node, filename)
-        for other in self._opener.offers.referred(options, _own(image)):
+        for other in self._opener.offers.referred(options, own_nodes(image)):
             if isinstance(other, FileNode):
                 other.check_unused()
         change.want("cache", cache or Caching(), node.name)
         change.want("mode", "r" if options.read_only else "r+", node.name)
-        if options.backing is False and _is_based(image) and image.parents:
+        if options.backing is False and is_based(image) and image.parents:
             raise QmpError(
                 f"Node '{node.name}' is in use: '{min(image.parents)}' is based on it, and so on"
                 " what it is itself based on"
@@ -166,14 +177,14 @@ class Reopener:
         ):
             change.want("backing", self._opener.backing_path(options, stash), node.name)
         change.options = options
-        names = _names_for_parts(image, options)
-        if names and not _has_new_parts(change):
+        names = names_for_parts(image, options)
+        if names and not change.has_new_parts:
             raise QmpError(
                 f"Cannot change the option 'node-name': '{names[0]}' is given to a part of"
                 f" '{node.name}' that stays"
             )
 
-    def _collect_file(self, change: _Change, node: Node, options: FileOptions) -> None:
+    def _collect_file(self, change: ImageChange, node: Node, options: FileOptions) -> None:
         """Options of one of an image's files."""
         change.want("cache", options.cache or Caching(), node.name)
         if options.read_only and change.image.image.mode == "r+" and change.mode != "r":
@@ -192,10 +203,9 @@ class Reopener:
                 f" '{change.image.name}'"
             )
 
-    def _collect_path(self, change: _Change, node: Node, filename: str) -> None:
+    def _collect_path(self, change: ImageChange, node: Node, filename: str) -> None:
         self._opener.offers.check_set(filename)
-        if filename != change.image.filename:
-            change.want("path", filename, node.name)
+        change.want("filename", filename, node.name)
 
     # -- and how it is done
 
@@ -208,10 +218,11 @@ class Reopener:
         with FDStash() as known:
             if stash is not None:
                 copy_all(stash, known)
-            copy_all(node.held, known)
+            if options.filename == node.filename:
+                copy_all(node.held, known)
             return self._opener.offers.hold(options, known)
 
-    def _carry_out(self, changes: Sequence[_Change], stash: FDStash | None) -> None:
+    def _carry_out(self, changes: Sequence[ImageChange], stash: FDStash | None) -> None:
         if not changes:
             return
         with ExitStack() as stack:
@@ -224,7 +235,9 @@ class Reopener:
             for change, (_, options) in zip(changes, wanted, strict=True):
                 self._settle(change, options["stash"])
 
-    def _options(self, change: _Change, stash: FDStash | None, stack: ExitStack) -> dict[str, Any]:
+    def _options(
+        self, change: ImageChange, stash: FDStash | None, stack: ExitStack
+    ) -> dict[str, Any]:
         node = change.image
         if change.mode == "r" and node.writers:
             raise QmpError(
@@ -235,22 +248,11 @@ class Reopener:
         cache = None if change.cache is None else change.cache.mode(durable=durable)
         offered: FDStash | None = None
         spare: FDStash | None = None
-        if stash is None and self._names_nothing_else(change):
+        if stash is None and not change.names_other_files:
             spare = node.kept or None
         else:
             offered = stack.enter_context(FDStash())
-            if stash is not None:
-                copy_all(stash, offered)
-            kept = None if change.path is None else names_that_serve_at(change.path, node)
-            copy_all(node.kept, offered, kept)
-            if change.options is not None:
-                self._opener.offers.offer_children(
-                    change.options,
-                    change.path or node.filename,
-                    offered,
-                    writable=(change.mode or node.image.mode) == "r+",
-                    own=_own(node),
-                )
+            self._offer(change, stash, offered)
         resolver = None  # the same graph resolves no name
         if change.path is not None or change.backing is not None:
             resolver = self._policy.resolver(change.path or node.filename)
@@ -264,32 +266,41 @@ class Reopener:
             "resolver": resolver,
         }
 
-    @staticmethod
-    def _names_nothing_else(change: _Change) -> bool:
-        """Whether the image stays on its own files, so that what it has kept serves as it is."""
-        options = change.options
-        if change.path is not None:
-            return False
-        return options is None or not (
-            options.extents
-            or (isinstance(options.file, str) and options.file not in _own(change.image))
-        )
-
-    def _settle(self, change: _Change, offered: FDStash | None) -> None:
+    def _offer(self, change: ImageChange, stash: FDStash | None, offered: FDStash) -> None:
+        """Put what the image may be opened with into `offered`."""
         node = change.image
-        if _has_new_parts(change):
+        if change.path is None:  # it stays on its files, whatever else has their names by now
+            copy_all(node.kept, offered)
+        if stash is not None:
+            copy_all(stash, offered)
+        if change.path is not None:
+            copy_all(node.kept, offered, names_that_serve_at(change.path, node, offered))
+        if change.options is not None:
+            self._opener.offers.offer_children(
+                change.options,
+                change.path or node.filename,
+                offered,
+                writable=(change.mode or node.image.mode) == "r+",
+                own=own_nodes(node),
+            )
+        if change.path is None and change.names_other_files:
+            check_same_files(node, offered)
+
+    def _settle(self, change: ImageChange, offered: FDStash | None) -> None:
+        node = change.image
+        if change.has_new_parts:
             if change.path is not None:
                 node.filename = change.path
             self._renew_children(change)
         if offered is not None:
             self._opener.offers.keep(node, offered)
 
-    def _renew_children(self, change: _Change) -> None:
+    def _renew_children(self, change: ImageChange) -> None:
         """Another graph may have more or fewer files; each keeps its name."""
         node = change.image
         names = self._names_that_stay(node)
-        self._table.remove(self._table.parts_of(node))
-        self._table.add(self._opener.children(node, change.options, names))
+        parts = self._table.parts_of(node)
+        self._table.replace(parts, self._opener.children(node, change.options, names))
         self._opener.release(node, {child.name for child in node.children})
         if change.options is not None:
             self._opener.adopt(node, change.options)
@@ -315,6 +326,9 @@ class Reopener:
                 copy_all(found, held, [file.name])
                 part.held.close()
                 part.held, part.filename, part.user = held, file.name, node
+                caching = Caching.of(cache_mode(node.image.cache))
+                part.mode = file.mode
+                part.options = part.options._replace(filename=file.name, cache=caching)
 
     def _names_that_stay(self, node: ImageNode) -> dict[str, str]:
         """By role; not those of extents that were added by themselves and are others now."""
@@ -324,43 +338,3 @@ class Reopener:
             if isinstance(extent, FileNode) and not extent.is_same(file.device, file.inode):
                 del names[child.role]
         return names
-
-
-def _new_names(pairs: Sequence[tuple[Node, FileOptions | ImageOptions]]) -> list[str]:
-    """Names that options give to parts of images. Raises `QmpError` for one that none can have."""
-    names = [
-        name
-        for node, options in pairs
-        if isinstance(node, ImageNode) and isinstance(options, ImageOptions)
-        for name in _names_for_parts(node, options)
-    ]
-    for name in names:
-        check_name(name)
-    return names
-
-
-def _names_for_parts(image: ImageNode, options: ImageOptions) -> list[str]:
-    """Names that options give to what an image consists of, but for those that stay."""
-    own = {(child.role, child.name) for child in image.children}
-    return [
-        name
-        for role, part in options.new_parts()
-        for name in names_in(part)
-        if (role, name) not in own
-    ]
-
-
-def _has_new_parts(change: _Change) -> bool:
-    """Whether the image is then another graph, with nodes of its own."""
-    detached = change.backing is False and _is_based(change.image)
-    return change.path is not None or bool(change.backing) or detached
-
-
-def _is_based(image: ImageNode) -> bool:
-    """Whether its children include an image below."""
-    return any(child.role == "backing" for child in image.children)
-
-
-def _own(image: ImageNode) -> set[str]:
-    """The nodes of an image's files."""
-    return {child.name for child in image.children if child.role != "backing"}

@@ -6,15 +6,28 @@ import contextlib
 import random
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fdstash.monitor.nodes import ImageNode
+import fdstash
+from fdstash.monitor import Daemon
+from fdstash.monitor.nodes import Held, ImageNode
+from fdstash.monitor.opener import Opener
 from tests.support.disks import FlatDisk, make_flat, make_raw
-from tests.support.monitor import Client, CommandFailed, daemon_in, file_options
+from tests.support.monitor import (
+    Client,
+    CommandFailed,
+    add_file,
+    daemon_in,
+    file_options,
+    image_of,
+    node,
+    reopen,
+)
 from tests.support.tier import count
 
 pytestmark = pytest.mark.threads
@@ -34,7 +47,7 @@ class Chaos:
     def run(self, times: int) -> None:
         orders: list[Callable[[], Any]] = [
             self.reopen, self.reopen, self.host_cache, self.query, self.add_and_delete,
-            self.file_node, self.pass_in, self.export, self.move,
+            self.file_node, self.pass_in, self.export, self.move, self.parts, self.change_part,
         ]  # fmt: skip
         with self.client:
             for _ in range(times):
@@ -57,6 +70,24 @@ class Chaos:
         copy = self.flat.path.parents[1] / "copy" / self.flat.path.name
         target = self.chance.choice([copy, self.flat.path])
         self.client.execute("blockdev-reopen", options=[self.options(file=file_options(target))])
+
+    def parts(self) -> None:
+        """Parts by nodes and by names that others want, too."""
+        copy = self.flat.path.parents[1] / "copy" / self.flat.path.name
+        for number, path in enumerate(self.flat.files[:2]):
+            with contextlib.suppress(CommandFailed):
+                add_file(self.client, f"part{number}", path)
+        file = self.chance.choice(["part0", file_options(copy, **{"node-name": "new"})])
+        extent = file_options(self.flat.files[1], **{"node-name": "new"})
+        extents = self.chance.choice([[], ["part1"], [extent]])
+        with contextlib.suppress(CommandFailed):
+            reopen(self.client, self.options(file=file, extents=extents))
+        for name in ("part0", "part1"):
+            self.client.execute("blockdev-del", node_name=name)
+
+    def change_part(self) -> None:
+        name = self.chance.choice(["part0", "new"])
+        reopen(self.client, file_options(self.flat.path, **{"node-name": name}))
 
     def host_cache(self) -> None:
         name = self.chance.choice(["vm", "disk"])
@@ -97,7 +128,9 @@ class Chaos:
         self.client.execute("nbd-server-stop")
 
 
-def test_any_commands_at_once_leave_every_node_whole(folder: Path) -> None:
+def test_any_commands_at_once_leave_every_node_whole(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     flat, raw = make_flat(folder / "flat"), make_raw(folder, SIZE)
     shutil.copytree(flat.path.parent, folder / "copy")
     content = flat.guest_bytes()
@@ -113,6 +146,7 @@ def test_any_commands_at_once_leave_every_node_whole(folder: Path) -> None:
         for thread in threads:
             thread.join()
         assert sum(each.done for each in many) > count(2000)
+        assert [each for each in caplog.records if each.levelname == "ERROR"] == []
         node = daemon.table.get("vm")
         assert isinstance(node, ImageNode)
         assert node.image.pread(flat.size, 0) == content
@@ -120,3 +154,82 @@ def test_any_commands_at_once_leave_every_node_whole(folder: Path) -> None:
         for child in told["vm"]["children"]:
             assert told[child["node-name"]]["ro"] is (node.image.mode == "r")
             assert told[child["node-name"]]["cache"]["direct"] is (node.image.cache == "none")
+
+
+# -- between two steps of one command
+
+
+def before_once(
+    monkeypatch: pytest.MonkeyPatch, owner: type[Any], name: str, step: Callable[[], None]
+) -> None:
+    """Do `step` before the next call of that method."""
+    method = getattr(owner, name)
+
+    def do_both(*arguments: Any) -> Any:
+        monkeypatch.setattr(owner, name, method)
+        step()
+        return method(*arguments)
+
+    monkeypatch.setattr(owner, name, do_both)
+
+
+@pytest.fixture
+def other(socket_path: Path) -> Iterator[Client]:
+    """Another client."""
+    with Client(socket_path, timeout=20) as client:
+        yield client
+
+
+def test_the_name_of_a_part_is_never_free_while_the_parts_are_made_anew(
+    client: Client, other: Client, folder: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, third = (make_raw(folder, SIZE, name=name) for name in ("copy", "third"))
+    client.execute("blockdev-add", **node("disk", file_options(raw, **{"node-name": "f"})))
+    refused = []
+
+    def add() -> None:
+        with pytest.raises(CommandFailed, match="Duplicate nodes") as caught:
+            add_file(other, "f", third)
+        refused.append(caught.value)
+
+    for step in ("children", "release"):
+        before_once(monkeypatch, Opener, step, add)
+    reopen(client, node("disk", file_options(copy)))
+    assert len(refused) == 2
+    assert client.nodes()["f"]["file"] == str(copy)
+
+
+def test_a_file_that_becomes_an_images_is_changed_with_the_image_held(
+    client: Client, other: Client, daemon: Daemon, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, copy = (make_raw(folder, SIZE, name=name) for name in ("disk", "copy"))
+    add_file(client, "x", raw)
+    held = []
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        lock = daemon.table.get("disk").lock
+        with ThreadPoolExecutor(1) as another:
+            held.append(not another.submit(lock.acquire, blocking=False).result())
+        return reopen_all(*arguments, **options)
+
+    reopen_all = fdstash.reopen_all
+    monkeypatch.setattr(fdstash, "reopen_all", look)
+    before_once(
+        monkeypatch, Held, "__enter__", lambda: other.execute("blockdev-add", **node("disk", "x"))
+    )
+    reopen(client, file_options(copy, **{"node-name": "x"}))
+    assert held == [True]
+    assert image_of(daemon, "disk").pwrite(b"x", 0) == 1
+    assert copy.read_bytes()[:1] == b"x"
+
+
+def test_a_part_that_is_made_anew_meanwhile_is_changed_as_it_is_then(
+    client: Client, other: Client, folder: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = make_raw(folder, SIZE, name="copy")
+    client.execute("blockdev-add", **node("disk", file_options(raw, **{"node-name": "f"})))
+    before_once(
+        monkeypatch, Held, "__enter__", lambda: reopen(other, node("disk", file_options(copy)))
+    )
+    reopen(client, file_options(copy, **{"node-name": "f", "cache": {"direct": True}}))
+    assert client.nodes()["f"]["cache"]["direct"] is True

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fdstash.monitor import Daemon
 from tests.support.disks import FlatDisk, make_raw, noise
-from tests.support.kernel import open_descriptors
+from tests.support.kernel import descriptors_left, open_descriptors
 from tests.support.monitor import Client, daemon_in, file_options, image_of
 from tests.support.seen import image_descriptors
 from tests.support.tier import count
@@ -122,20 +119,6 @@ def test_what_a_client_leaves_behind_is_closed(tmp_path: Path, raw: Path) -> Non
 
 
 # -- thousands
-
-
-@contextmanager
-def descriptors_left(number: int) -> Iterator[None]:
-    """This process can open that many more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = open_descriptors()
-    free = (fd for fd in itertools.count() if fd not in taken)
-    limit = next(itertools.islice(free, number, None))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_descriptors_that_do_not_fit_are_an_error_and_all_are_closed(

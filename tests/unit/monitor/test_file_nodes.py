@@ -14,13 +14,14 @@ from tests.support.disks import FlatDisk, make_raw
 from tests.support.kernel import access_mode, is_direct
 from tests.support.monitor import (
     Client,
+    add_file,
     add_flat,
     file_options,
     image_of,
     node,
     reopen,
 )
-from tests.support.seen import image_descriptors
+from tests.support.seen import image_descriptors, locked_bytes
 
 SIZE = 1 << 16
 
@@ -29,7 +30,7 @@ def add_by_files(client: Client, flat: FlatDisk) -> list[str]:
     """Add each file by itself, and the image `vm` on them; the names of their nodes."""
     names = [f"file{number}" for number in range(len(flat.files))]
     for name, path in zip(names, flat.files, strict=True):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+        add_file(client, name, path)
     client.execute("blockdev-add", **node("vm", names[0], "vmdk", extents=names[1:]))
     return names
 
@@ -39,7 +40,7 @@ def test_files_added_by_themselves_serve_an_image_and_its_extents(
 ) -> None:
     names = [f"file{number}" for number in range(len(flat.files))]
     for name, path in zip(names, flat.files, strict=True):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+        add_file(client, name, path)
         path.rename(path.with_name(f"moved-{path.name}"))
     client.execute("blockdev-add", driver="vmdk", node_name="vm", file=names[0], extents=names[1:])
     assert [each["node-name"] for each in client.nodes()["vm"]["children"]] == names
@@ -75,7 +76,7 @@ def test_a_flag_is_changed_before_what_an_image_has_kept_is_looked_at(
     for name, path in zip(names, flat.files, strict=True):
         if passed:
             client.getfd(str(path), path)
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+        add_file(client, name, path)
         if passed:
             client.execute("closefd", fdname=str(path))
     client.execute("blockdev-add", driver="vmdk", node_name="vm", file=names[0], extents=names[1:])
@@ -93,7 +94,7 @@ def test_a_node_of_a_file_is_that_file_whatever_its_path_names_by_now(
 ) -> None:
     other = make_raw(folder, SIZE, name="other.raw")
     for name, path in (("a", raw), ("b", other)):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+        add_file(client, name, path)
     client.execute("blockdev-add", **node("disk", "a"))
     wanted = other.read_bytes()
     other.rename(folder / "moved.raw")
@@ -108,7 +109,7 @@ def test_extents_that_were_given_stay_where_the_path_of_the_first_file_changes(
     names = add_by_files(client, flat)
     wanted = flat.guest_bytes()
     copy = shutil.copy(flat.path, folder / "copy.vmdk")
-    client.execute("blockdev-add", driver="file", node_name="copy", filename=str(copy))
+    add_file(client, "copy", copy)
     extent = flat.files[1]
     size = extent.stat().st_size
     extent.rename(folder / "moved.bin")
@@ -137,7 +138,7 @@ def test_another_file_node_takes_the_place_of_the_first(
 ) -> None:
     copy = make_raw(folder, SIZE, name="copy.img")
     for name, path in (("one", raw), ("two", copy)):
-        client.execute("blockdev-add", driver="file", node_name=name, filename=str(path))
+        add_file(client, name, path)
     client.execute("blockdev-add", driver="raw", node_name="disk", file="one")
     reopen(client, node("disk", "two"))
     assert image_of(daemon, "disk").pwrite(b"x", 0) == 1
@@ -147,7 +148,7 @@ def test_another_file_node_takes_the_place_of_the_first(
 
 
 def test_a_file_by_itself_is_reopened_too(client: Client, daemon: Daemon, raw: Path) -> None:
-    client.execute("blockdev-add", driver="file", node_name="file", filename=str(raw))
+    add_file(client, "file", raw)
     raw = raw.rename(raw.with_name("renamed"))
     name = client.nodes()["file"]["file"]
     reopen(client, file_options(name, **{"node-name": "file", "read-only": True}))
@@ -187,10 +188,10 @@ def test_a_name_in_options_takes_no_node_of_others(
 ) -> None:
     """`new` is nobody's, and may be given where parts are made; `own` is what it is called."""
     raw = make_raw(folder, SIZE)
-    client.execute("blockdev-add", driver="file", node_name="x", filename=str(raw))
+    add_file(client, "x", raw)
     client.execute("blockdev-add", **node("other", "x"))
     free = make_raw(folder, SIZE, name="free.img")
-    client.execute("blockdev-add", driver="file", node_name="free", filename=str(free))
+    add_file(client, "free", free)
     add_flat(client, flat)
     wanted = flat.guest_bytes()
     nodes = client.nodes()
@@ -264,3 +265,25 @@ def test_a_file_that_stays_an_images_is_held_as_the_image_has_it(
         client.execute("blockdev-add", **node(f"{name}-raw", name))
         client.execute("blockdev-del", node_name=f"{name}-raw")
         client.execute("blockdev-del", node_name=name)
+
+
+def test_a_file_that_stays_an_images_is_told_in_the_mode_that_it_is_held_in(
+    client: Client, raw: Path, folder: Path
+) -> None:
+    copy = make_raw(folder, SIZE, name="copy.raw")
+    add_file(client, "file", raw)
+    client.execute("blockdev-add", **node("disk", "file"))
+    moved = file_options(copy, **{"node-name": "file"})
+    reopen(client, node("disk", moved, read_only=True, cache={"direct": True}))
+    client.execute("blockdev-del", node_name="disk")
+    (fd,) = image_descriptors(copy)
+    told = client.nodes()["file"]
+    assert (access_mode(fd), is_direct(fd)) == ("r", True)
+    assert (told["ro"], told["cache"]["direct"]) == (True, True)
+
+
+def test_a_file_by_itself_holds_no_locks_after_it_was_resized(client: Client, raw: Path) -> None:
+    add_file(client, "file", raw)
+    client.execute("block_resize", node_name="file", size=2 * SIZE)
+    assert raw.stat().st_size == 2 * SIZE
+    assert locked_bytes(raw) == []

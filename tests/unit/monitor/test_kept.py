@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fdstash.monitor import Daemon
-from tests.support.disks import FlatDisk, make_flat, make_raw
-from tests.support.kernel import descriptor_count
-from tests.support.monitor import Client, file_options, image_of, node, reopen
+from fdstash.stash import FDStash
+from tests.support.disks import ExtentSpec, FlatDisk, make_flat, make_raw
+from tests.support.kernel import descriptor_count, descriptors_left
+from tests.support.monitor import (
+    Client,
+    CommandFailed,
+    add_file,
+    add_flat,
+    file_options,
+    image_of,
+    node,
+    refused_reopen,
+    reopen,
+)
 from tests.support.seen import image_descriptors
 
 SIZE = 1 << 16
@@ -30,6 +44,18 @@ def pass_all(client: Client, disk: FlatDisk, name: str, *flags: int) -> list[str
         for mode in flags:
             client.getfd(each, path, mode)
     return names
+
+
+@contextlib.contextmanager
+def without_permissions() -> Iterator[None]:
+    """Files of root alone cannot be opened, nor opened again."""
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
 
 
 def test_what_is_kept_serves_when_whoever_passed_it_has_gone(
@@ -58,9 +84,7 @@ def test_it_does_not_serve_a_file_of_the_same_name_in_another_folder(
 
 def test_it_serves_no_path_that_leads_nowhere(client: Client, daemon: Daemon, raw: Path) -> None:
     add_passed(client, raw.name, raw)
-    error = client.refusal("blockdev-reopen", options=[node("disk", file_options("gone/disk.raw"))])
-    assert "gone/disk.raw" in error.desc
-    assert client.nodes()["disk"]["file"] == raw.name
+    assert "gone/disk.raw" in refused_reopen(client, node("disk", file_options("gone/disk.raw")))
     assert image_of(daemon, "disk").pwrite(b"x", 0) == 1
 
 
@@ -107,7 +131,7 @@ def test_a_file_by_itself_becomes_the_one_that_is_passed(
 ) -> None:
     other = make_raw(folder, SIZE, name="other.raw")
     client.getfd("file", raw)
-    client.execute("blockdev-add", driver="file", node_name="file", filename="file")
+    add_file(client, "file", "file")
     client.getfd("file", other)
     reopen(client, file_options("file", **{"node-name": "file"}))
     assert image_descriptors(raw) == []
@@ -120,10 +144,189 @@ def test_a_file_node_serves_though_its_path_names_another_file_by_now(
     client: Client, daemon: Daemon, raw: Path, folder: Path
 ) -> None:
     copy = make_raw(folder, SIZE, name="copy.raw")
-    client.execute("blockdev-add", driver="file", node_name="copy", filename=str(copy))
+    add_file(client, "copy", copy)
     moved = copy.rename(folder / "moved.raw")
     make_raw(folder, SIZE, name="copy.raw")
     client.execute("blockdev-add", **node("disk", file_options(raw)))
     reopen(client, node("disk", "copy"))
     assert image_of(daemon, "disk").pwrite(b"x", 0) == 1
     assert moved.read_bytes()[:1] == b"x"
+
+
+def test_an_extent_of_another_folder_is_not_served_by_one_of_the_same_last_name(
+    client: Client, daemon: Daemon, folder: Path
+) -> None:
+    old = make_flat(folder, [ExtentSpec("RW", 16, name="one/e.bin")], name="one.vmdk", seed=1)
+    new = make_flat(folder, [ExtentSpec("RW", 16, name="two/e.bin")], name="two.vmdk", seed=2)
+    client.getfd("e.bin", old.files[1])
+    client.execute("blockdev-add", **node("vm", file_options(old.path), "vmdk"))
+    client.execute("closefd", fdname="e.bin")
+    reopen(client, node("vm", file_options(new.path), "vmdk"))
+    image = image_of(daemon, "vm")
+    assert image.pread(image.size, 0) == new.guest_bytes()
+
+
+@pytest.mark.parametrize("how", ["set", "whole path"])
+def test_what_is_passed_now_under_its_last_name_serves_before_what_was_kept(
+    client: Client, daemon: Daemon, folder: Path, how: str
+) -> None:
+    old = make_flat(folder, [ExtentSpec("RW", 16, name="e.bin")], seed=1)
+    new = make_flat(folder / "new", [ExtentSpec("RW", 16, name="e.bin")], seed=2)
+    copy = shutil.copy(new.path, folder / "copy.vmdk")
+    if how == "set":
+        for number, path in enumerate((*old.files, new.path)):
+            client.add_fd(path, fdset_id=number)
+        first, second = "/dev/fdset/0", "/dev/fdset/2"
+        extents = [file_options("/dev/fdset/1")]
+        client.execute("blockdev-add", **node("vm", file_options(first), "vmdk", extents=extents))
+    else:
+        first, second = str(old.path), copy
+        client.getfd(str(old.files[1]), old.files[1])
+        client.execute("blockdev-add", **node("vm", file_options(first), "vmdk"))
+        client.execute("closefd", fdname=str(old.files[1]))
+    client.getfd("e.bin", new.files[1])
+    reopen(client, node("vm", file_options(second), "vmdk"))
+    image = image_of(daemon, "vm")
+    assert image.pread(image.size, 0) == new.guest_bytes()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+@pytest.mark.parametrize("sandboxed", [False, True])
+def test_what_is_kept_stays_where_another_file_gets_its_name(
+    client: Client, daemon: Daemon, folder: Path, flags: int, *, sandboxed: bool
+) -> None:
+    """A set's number is used again as soon as it is free."""
+    own, other = (make_raw(folder, SIZE, name=name, seed=i) for i, name in enumerate("ab"))
+    for path in (own, other):
+        path.chmod(0o600)
+    name = "/dev/fdset/0"
+
+    def change(*, read_only: bool) -> None:
+        with without_permissions() if sandboxed else contextlib.nullcontext():
+            reopen(client, node("disk", file_options(name), read_only=read_only))
+
+    client.add_fd(own, fdset_id=0)
+    client.execute("blockdev-add", **node("disk", file_options(name, locking="off")))
+    client.add_fd(own, os.O_RDONLY, fdset_id=0)
+    change(read_only=True)
+    client.execute("remove-fd", fdset_id=0)
+    client.add_fd(other, flags, fdset_id=0)
+    for read_only in (False, True, False):
+        change(read_only=read_only)
+    client.execute("remove-fd", fdset_id=0)
+    client.add_fd(own, os.O_RDONLY, fdset_id=0)
+    for read_only in (True, False):
+        change(read_only=read_only)
+    assert image_descriptors(other) == []
+    assert image_of(daemon, "disk").pwrite(b"x", 0) == 1
+    assert own.read_bytes()[:1] == b"x"
+
+
+def test_a_reopen_that_finds_no_room_for_descriptors_has_changed_nothing(
+    client: Client, daemon: Daemon, folder: Path
+) -> None:
+    flat = make_flat(folder, [ExtentSpec("RW", 8, name=f"e{number}.bin") for number in range(6)])
+    for path in flat.files:
+        for mode in (os.O_RDWR, os.O_RDONLY):
+            for flags in (mode, mode | os.O_DIRECT):
+                client.add_fd(path, flags, opaque=str(path))
+    add_flat(client, flat)
+    image, kept = image_of(daemon, "vm"), daemon.table.get("vm")
+    names = kept.kept.names()
+    refused = 0
+    for left in range(0, 200, 3):
+        mode = image.mode
+        options = node("vm", file_options(flat.path), "vmdk", read_only=mode == "r+")
+        try:
+            with descriptors_left(left):
+                reopen(client, options)
+        except CommandFailed:
+            refused += 1
+            assert image.mode == mode
+            assert kept.kept.names() == names
+        else:
+            assert image.mode != mode
+    assert 0 < refused < 60
+
+
+def test_what_is_kept_is_never_seen_closed(
+    client: Client, daemon: Daemon, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_passed(client, "a", raw)
+    kept = daemon.table.get("disk")
+    close, seen = FDStash.close, list[list[str]]()
+
+    def close_and_look(stash: FDStash) -> None:
+        close(stash)
+        seen.append(kept.kept.names())
+
+    monkeypatch.setattr(FDStash, "close", close_and_look)
+    client.getfd("a", raw)
+    reopen(client, node("disk", file_options("a"), cache={"direct": True}))
+    assert seen
+    assert all(names == ["a"] for names in seen)
+
+
+@pytest.mark.root
+def test_a_header_is_read_in_the_mode_that_was_passed(client: Client, folder: Path) -> None:
+    flat = make_flat(folder, [ExtentSpec("RW", 16, name="e.bin")])
+    for number, path in enumerate(flat.files):
+        path.chmod(0o600)
+        client.add_fd(path, fdset_id=number)
+    options = node(
+        "vm",
+        file_options("/dev/fdset/0", locking="off"),
+        "vmdk",
+        extents=[file_options("/dev/fdset/1", locking="off")],
+    )
+    with without_permissions():
+        client.run("blockdev-add", options)
+
+
+def test_a_name_is_one_file_whichever_way_it_was_passed(
+    client: Client, daemon: Daemon, folder: Path
+) -> None:
+    """What a client named itself comes before what a set calls the same, also in another mode."""
+    own, other = (make_raw(folder, SIZE, name=name, seed=i) for i, name in enumerate("ab"))
+    client.add_fd(other, os.O_RDONLY, opaque="disk")
+    client.getfd("disk", own)
+    client.execute("blockdev-add", **node("disk", file_options("disk"), read_only=True))
+    assert image_of(daemon, "disk").pread(SIZE, 0) == own.read_bytes()
+
+
+# -- files by themselves
+
+
+@pytest.mark.parametrize("target", ["copy/disk.raw", "gone/disk.raw"])
+def test_a_file_by_itself_moves_to_what_is_there(
+    client: Client, raw: Path, folder: Path, target: str
+) -> None:
+    client.getfd(raw.name, raw)
+    add_file(client, "file", raw.name)
+    client.execute("closefd", fdname=raw.name)
+    (folder / "copy").mkdir()
+    copy = make_raw(folder / "copy", SIZE, name=raw.name)
+    options = file_options(folder / target, **{"node-name": "file"})
+    if target.startswith("gone"):
+        assert "No such file" in refused_reopen(client, options)
+    else:
+        reopen(client, options)
+        assert image_descriptors(raw) == []
+        assert image_descriptors(copy) != []
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_file_node_serves_before_what_is_passed_under_its_name(
+    client: Client, daemon: Daemon, raw: Path, folder: Path, *, reopened: bool
+) -> None:
+    own, other = (make_raw(folder, SIZE, name=name, seed=i) for i, name in enumerate("ab"))
+    client.getfd("x.raw", own)
+    add_file(client, "x", "x.raw")
+    client.getfd("x.raw", other)
+    if reopened:
+        client.execute("blockdev-add", **node("disk", file_options(raw)))
+        reopen(client, node("disk", "x"))
+    else:
+        client.execute("blockdev-add", **node("disk", "x"))
+    assert image_of(daemon, "disk").pread(SIZE, 0) == own.read_bytes()
