@@ -21,6 +21,7 @@ __all__ = [
     "close_all",
     "copy_all",
     "fdset_number",
+    "identities",
     "identity",
     "mode_of",
     "offer",
@@ -40,6 +41,15 @@ def identity(fd: int) -> Identity:
     """Of the file that a descriptor leads to."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
+
+
+def identities(stash: FDStash, name: str) -> set[Identity]:
+    """Of what a stash holds under a name."""
+    fds = stash.dup_all(name)
+    try:
+        return {identity(fd) for fd in fds}
+    finally:
+        close_all(fds)
 
 
 def close_all(fds: Sequence[int]) -> None:
@@ -189,7 +199,7 @@ class FdSets:
             for number, members in self._sets.items():
                 for fd, opaque in members.items():
                     for name in _names(number, opaque):
-                        if _is_one(stash, name, fd):
+                        if identities(stash, name) <= {identity(fd)}:
                             add_dup(stash, name, fd)
 
     def __bool__(self) -> bool:
@@ -214,15 +224,6 @@ def _names(number: int, opaque: str | None) -> Iterator[str]:
             opaque = opaque.removeprefix(mode)
         if opaque and "\0" not in opaque and not opaque.startswith(_SET_PREFIX):
             yield opaque
-
-
-def _is_one(stash: FDStash, name: str, fd: int) -> bool:
-    """Whether `stash` has that file under that name, or nothing."""
-    held = stash.dup_all(name)
-    try:
-        return not held or identity(held[0]) == identity(fd)
-    finally:
-        close_all(held)
 
 
 def add_dup(stash: FDStash, name: str, fd: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fdstash.monitor.descriptors import close_all, identity
+from fdstash.monitor.descriptors import identities
 from fdstash.monitor.errors import QmpError
 from fdstash.monitor.nodes import FileNode, ImageNode, Node
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions, check_name, names_in
@@ -160,9 +160,5 @@ def check_unchangeable(image: ImageNode, options: ImageOptions) -> None:
 def check_same_files(image: ImageNode, stash: FDStash) -> None:
     """Raises `QmpError` where `stash` has another file for one that is to stay."""
     for file in image.image.files:
-        fds = stash.dup_all(file.name)
-        try:
-            if any(identity(fd) != (file.device, file.inode) for fd in fds):
-                raise QmpError(f"'{file.name}' is open, and another file is given in its place")
-        finally:
-            close_all(fds)
+        if not identities(stash, file.name) <= {(file.device, file.inode)}:
+            raise QmpError(f"'{file.name}' is open, and another file is given in its place")

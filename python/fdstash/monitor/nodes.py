@@ -6,14 +6,13 @@ by itself is kept as descriptors until an image is opened on it.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
 import fdstash
-from fdstash.monitor.descriptors import close_all
+from fdstash.monitor.descriptors import identities
 from fdstash.monitor.errors import QmpError
 from fdstash.monitor.options import FileOptions
 from fdstash.stash import FDStash
@@ -120,12 +119,7 @@ class FileNode(Node):
 
     def is_same(self, device: int, inode: int) -> bool:
         """Whether it is that file (`os.stat`)."""
-        fds = self.held.dup_all(self.filename)
-        try:
-            found = [os.fstat(fd) for fd in fds]
-        finally:
-            close_all(fds)
-        return all((each.st_dev, each.st_ino) == (device, inode) for each in found)
+        return identities(self.held, self.filename) == {(device, inode)}
 
     def check_unused(self) -> None:
         """Raises `QmpError` where an image cannot be opened on it."""

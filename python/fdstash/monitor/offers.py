@@ -12,9 +12,11 @@ import fdstash
 from fdstash.formats.vmdk import descriptor
 from fdstash.monitor.descriptors import (
     FdSets,
+    Identity,
     close_all,
     copy_all,
     fdset_number,
+    identities,
     identity,
     mode_of,
     offer,
@@ -23,7 +25,7 @@ from fdstash.monitor.errors import QmpError, told
 from fdstash.monitor.nodes import FileNode, ImageNode, Node, NodeTable
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions, Reference
 from fdstash.monitor.policy import Policy
-from fdstash.names import join_name
+from fdstash.names import StashNames, join_name
 from fdstash.stash import FDStash
 
 __all__ = ["Offers", "in_modes", "names_that_serve_at"]
@@ -113,6 +115,18 @@ class Offers:
         except fdstash.Error as error:
             raise told(error, f"Could not open '{options.filename}'") from error
 
+    def hold_again(
+        self, node: FileNode, options: FileOptions, stash: FDStash | None
+    ) -> tuple[str, FDStash]:
+        """The same for a file that is held already, which serves under its own name."""
+        with FDStash() as known:
+            if stash is not None:
+                copy_all(stash, known)
+            key = StashNames(known).key(options.filename, options.filename)
+            if options.filename == node.filename and key in (None, node.filename):
+                copy_all(node.held, known)
+            return self.hold(options, known)
+
     def offer_children(
         self,
         options: ImageOptions,
@@ -124,20 +138,27 @@ class Offers:
     ) -> None:
         """Put what the references of an image stand for where the image looks for it.
 
-        `filename`: of its file; `own`: nodes that are the image's already.
+        `filename`: of its file; `own`: nodes that are the image's already, and stay what they are.
+        Raises `QmpError` where one file is given twice.
         """
         if isinstance(options.file, str) and options.file not in own:
             self._offer_file(self._file_node(options.file), stash)
         if not options.extents:
             return
-        texts = self._extent_names(filename, stash)
+        texts, taken = self._extent_names(filename, stash)
         if len(options.extents) > len(texts):
             raise QmpError(
                 f"'{filename}' names {len(texts)} extents, and {len(options.extents)} are given"
             )
-        for text, reference in zip(texts, options.extents, strict=False):
-            if not (isinstance(reference, str) and reference in own):
-                self._offer_extent(join_name(text, filename), reference, stash, writable=writable)
+        for number, (text, reference) in enumerate(zip(texts, options.extents, strict=False)):
+            if isinstance(reference, str) and reference in own:
+                continue
+            name = join_name(text, filename)
+            self._offer_extent(name, reference, stash, writable=writable)
+            found = identities(stash, name)
+            if found & taken:
+                raise QmpError(f"'extents.{number}' is a file that the image has already")
+            taken |= found
 
     def _file_node(self, name: str) -> FileNode:
         node = self._table.get(name)
@@ -180,15 +201,17 @@ class Offers:
         finally:
             close_all(fds)
 
-    def _extent_names(self, filename: str, stash: FDStash) -> Sequence[str]:
-        """What a VMDK's descriptor file names, each file once."""
+    def _extent_names(self, filename: str, stash: FDStash) -> tuple[Sequence[str], set[Identity]]:
+        """What a VMDK's descriptor file names, each file once; and which file it is itself."""
         try:
-            lines = descriptor.parse(self._header_text(filename, stash), filename).extents
+            text, own = self._read_header(filename, stash)
+            lines = descriptor.parse(text, filename).extents
         except fdstash.Error as error:
             raise told(error, f"Could not open '{filename}'") from error
-        return list(dict.fromkeys(line.name for line in lines if line.name is not None))
+        names = dict.fromkeys(line.name for line in lines if line.name is not None)
+        return list(names), {own}
 
-    def _header_text(self, filename: str, stash: FDStash) -> bytes:
+    def _read_header(self, filename: str, stash: FDStash) -> tuple[bytes, Identity]:
         """What was passed may be of one mode alone, and of a file that cannot be opened again."""
         refused: OSError | None = None
         for mode, cache in (("r", "writeback"), ("r+", "writeback"), ("r", "none"), ("r+", "none")):
@@ -202,7 +225,9 @@ class Offers:
                     resolver=self._policy.resolver(filename),
                     lock=False,
                 ) as image:
-                    return image.pread(min(image.size, descriptor.MAX_BYTES), 0)
+                    (file,) = image.files
+                    text = image.pread(min(image.size, descriptor.MAX_BYTES), 0)
+                    return text, (file.device, file.inode)
             except OSError as error:
                 refused = refused or error
                 if refused.errno not in _NOT_WRITABLE:
@@ -249,12 +274,21 @@ def names_that_serve_at(path: str, node: ImageNode, passed: FDStash) -> list[str
     """Names of what an image has kept, as far as they mean the same where it is opened at `path`.
 
     One without a folder meant a file beside the image, and there may be another beside `path`.
+    What was passed now serves first, also under a shorter name.
     """
-    said = {name.rpartition("/")[2] for name in passed.names()}
-    names = [name for name in node.kept.names() if name.rpartition("/")[2] not in said]
-    if _folder(path) == _folder(node.filename):
-        return names
-    return [name for name in names if name.removeprefix("lock:").startswith("/")]
+    names = node.kept.names()
+    if _folder(path) != _folder(node.filename):
+        names = [name for name in names if name.removeprefix("lock:").startswith("/")]
+    said = passed.names()
+    return [
+        name
+        for name in names
+        if all(
+            identities(passed, each) == identities(node.kept, name)
+            for each in said
+            if name.endswith(f"/{each}")
+        )
+    ]
 
 
 def _folder(path: str) -> str:

@@ -96,14 +96,16 @@ class Opener:
 
     def adopt(self, made: ImageNode, options: ImageOptions) -> None:
         """The nodes that the options name are this image's from now on."""
-        own = {child.name for child in made.children}
-        own -= {node.name for node in self._table if isinstance(node, FileNode)}
+        children = {child.name for child in made.children}
+        own = children - {node.name for node in self._table if isinstance(node, FileNode)}
         for node in self.offers.referred(options, own):
-            node.parents.add(made.name)
             if isinstance(node, FileNode):
+                if node.name not in children:
+                    continue  # it turned out to be the file of another child
                 node.user = made
             else:
                 made.backing = node.name
+            node.parents.add(made.name)
 
     def release(self, node: ImageNode, staying: Collection[str] = ()) -> None:
         """Nodes that an image was using are free again. `staying`: names of those that are not."""

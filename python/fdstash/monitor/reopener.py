@@ -215,12 +215,7 @@ class Reopener:
         if node.exports:
             raise QmpError(f"Node '{node.name}' is exported as a file: export an image on it")
         node.close_direct()
-        with FDStash() as known:
-            if stash is not None:
-                copy_all(stash, known)
-            if options.filename == node.filename:
-                copy_all(node.held, known)
-            return self._opener.offers.hold(options, known)
+        return self._opener.offers.hold_again(node, options, stash)
 
     def _carry_out(self, changes: Sequence[ImageChange], stash: FDStash | None) -> None:
         if not changes:
@@ -281,10 +276,22 @@ class Reopener:
                 change.path or node.filename,
                 offered,
                 writable=(change.mode or node.image.mode) == "r+",
-                own=own_nodes(node),
+                own=self._staying(change),
             )
         if change.path is None and change.names_other_files:
             check_same_files(node, offered)
+
+    def _staying(self, change: ImageChange) -> set[str]:
+        """The nodes of an image's files that are what they are when it is reopened.
+
+        Elsewhere, the descriptor file that is there names other extents than those that were
+        added by themselves.
+        """
+        own = own_nodes(change.image)
+        if change.path is not None:
+            first = change.image.children[0].name
+            own -= {n for n in own if n != first and isinstance(self._table.find(n), FileNode)}
+        return own
 
     def _settle(self, change: ImageChange, offered: FDStash | None) -> None:
         node = change.image

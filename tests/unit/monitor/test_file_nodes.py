@@ -10,7 +10,7 @@ import pytest
 
 import fdstash
 from fdstash.monitor import Daemon
-from tests.support.disks import FlatDisk, make_raw
+from tests.support.disks import SECTOR, ExtentSpec, FlatDisk, make_flat, make_raw
 from tests.support.kernel import access_mode, is_direct
 from tests.support.monitor import (
     Client,
@@ -287,3 +287,54 @@ def test_a_file_by_itself_holds_no_locks_after_it_was_resized(client: Client, ra
     client.execute("block_resize", node_name="file", size=2 * SIZE)
     assert raw.stat().st_size == 2 * SIZE
     assert locked_bytes(raw) == []
+
+
+@pytest.mark.parametrize("twice", ["one node", "one file", "the descriptor file"])
+def test_one_file_is_no_two_extents(
+    client: Client, flat: FlatDisk, folder: Path, twice: str
+) -> None:
+    first = flat.path if twice == "the descriptor file" else flat.files[1]
+    for name in ("x", "y"):
+        add_file(client, name, first, **{"read-only": True})
+    extents = ["x", "x" if twice == "one node" else "y"]
+    options = node("vm", file_options(flat.path), "vmdk", extents=extents, read_only=True)
+    number = 0 if twice == "the descriptor file" else 1
+    assert client.refusal("blockdev-add", **options).desc == (
+        f"'extents.{number}' is a file that the image has already"
+    )
+    for name in ("x", "y"):
+        client.execute("blockdev-del", node_name=name)
+    assert client.nodes() == {}
+
+
+def test_extents_that_are_nodes_stay_where_the_filename_is_in_another_folder(
+    client: Client, daemon: Daemon, flat: FlatDisk, folder: Path
+) -> None:
+    names = add_by_files(client, flat)
+    wanted = flat.guest_bytes()
+    moved = folder / "moved"
+    moved.mkdir()
+    for path in flat.files:
+        (moved / path.name).write_bytes(bytes(path.stat().st_size))
+    copy = shutil.copy(flat.path, moved / flat.path.name)
+    reopen(client, node("vm", file_options(copy), "vmdk", extents=names[1:]))
+    image = image_of(daemon, "vm")
+    assert image.pread(image.size, 0) == wanted
+    assert [each["node-name"] for each in client.nodes()["vm"]["children"]] == names
+
+
+def test_a_node_that_turns_out_to_be_the_file_of_another_extent_stays_free(
+    client: Client, daemon: Daemon, folder: Path
+) -> None:
+    lines = [ExtentSpec("RDONLY", 16, name=name) for name in ("a.bin", "b.bin")]
+    old, new = make_flat(folder / "old", lines), make_flat(folder / "new", lines)
+    add_flat(client, old, read_only=True)
+    first = client.nodes()["vm"]["children"][1]["node-name"]
+    add_file(client, "same", new.files[1])
+    extents = [first, "same"]
+    reopen(client, node("vm", file_options(new.path), "vmdk", extents=extents, read_only=True))
+    children = [each["node-name"] for each in client.nodes()["vm"]["children"]]
+    assert children == ["vm-file", first]
+    content = new.files[1].read_bytes()[: 16 * SECTOR]
+    assert image_of(daemon, "vm").pread(64 * SECTOR, 0) == 2 * content
+    client.execute("blockdev-del", node_name="same")

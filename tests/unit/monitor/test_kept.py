@@ -330,3 +330,60 @@ def test_a_file_node_serves_before_what_is_passed_under_its_name(
     else:
         client.execute("blockdev-add", **node("disk", "x"))
     assert image_of(daemon, "disk").pread(SIZE, 0) == own.read_bytes()
+
+
+def test_what_was_passed_for_another_file_and_served_nothing_is_not_kept(
+    client: Client, daemon: Daemon, folder: Path
+) -> None:
+    """It is of a mode that no reopen wants meanwhile; under its name it would serve the next."""
+    here, there = make_flat(folder, seed=1), make_flat(folder / "there", seed=2)
+    client.execute("blockdev-add", **node("vm", file_options(here.path), "vmdk"))
+    for path in there.files[1:]:
+        client.getfd(path.name, path)
+    reopen(client, node("vm", file_options(here.path), "vmdk", cache={"direct": True}))
+    for path in there.files[1:]:
+        client.execute("closefd", fdname=path.name)
+    assert image_descriptors(*there.files) == []
+    copy = shutil.copy(here.path, folder / "copy.vmdk")
+    reopen(client, node("vm", file_options(copy), "vmdk"))
+    image = image_of(daemon, "vm")
+    assert image.pread(image.size, 0) == here.guest_bytes()
+
+
+def test_a_file_by_itself_does_not_serve_a_file_of_the_same_name_in_a_folder(
+    client: Client, daemon: Daemon, raw: Path
+) -> None:
+    other = make_raw(raw.parent, SIZE, name="other.raw", seed=2)
+    client.getfd(raw.name, other)
+    add_file(client, "file", raw.name)
+    client.execute("closefd", fdname=raw.name)
+    reopen(client, file_options(raw, **{"node-name": "file"}))
+    assert image_descriptors(other) == []
+    client.execute("blockdev-add", **node("disk", "file"))
+    assert image_of(daemon, "disk").pread(SIZE, 0) == raw.read_bytes()
+
+
+def test_what_is_passed_for_a_file_by_itself_serves_first_under_a_shorter_name_too(
+    client: Client, raw: Path
+) -> None:
+    other = make_raw(raw.parent, SIZE, name="other.raw")
+    add_file(client, "file", raw)
+    client.getfd(raw.name, other)
+    reopen(client, file_options(raw, **{"node-name": "file"}))
+    assert image_descriptors(raw) == []
+
+
+def test_what_is_passed_serves_before_what_is_kept_under_a_longer_name(
+    client: Client, daemon: Daemon, folder: Path
+) -> None:
+    disk, other = make_flat(folder, seed=1), make_flat(folder / "other", seed=2)
+    for path in disk.files[1:]:
+        client.getfd(str(path), path)
+    client.execute("blockdev-add", **node("vm", file_options(disk.path), "vmdk"))
+    for path, stranger in zip(disk.files[1:], other.files[1:], strict=True):
+        client.execute("closefd", fdname=str(path))
+        client.getfd(path.name, stranger)
+    copy = shutil.copy(disk.path, folder / "copy.vmdk")
+    reopen(client, node("vm", file_options(copy), "vmdk"))
+    image = image_of(daemon, "vm")
+    assert image.pread(image.size, 0) == other.guest_bytes()
