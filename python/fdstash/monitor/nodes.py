@@ -25,6 +25,7 @@ __all__ = [
     "Held",
     "ImageNode",
     "Node",
+    "NodeGoneError",
     "NodeTable",
 ]
 
@@ -221,10 +222,14 @@ class NodeTable:
             ]
 
 
+class NodeGoneError(QmpError):
+    """A node was deleted while somebody waited for it."""
+
+
 class Held:
     """The nodes that are to be changed: taken in a fixed order, so that nobody waits in a circle.
 
-    Raises `QmpError` for one that is gone.
+    Raises `NodeGoneError`.
     """
 
     def __init__(self, *nodes: Node) -> None:
@@ -235,7 +240,7 @@ class Held:
             node.lock.acquire()
             if node.deleted:
                 self._release(taken)
-                raise QmpError(f"Failed to find node with node-name='{node.name}'")
+                raise NodeGoneError(f"Failed to find node with node-name='{node.name}'")
 
     def __exit__(
         self,

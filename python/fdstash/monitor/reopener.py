@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import fdstash
 from fdstash.cache import cache_mode
@@ -25,7 +25,15 @@ from fdstash.monitor.image_change import (
     new_names,
     own_nodes,
 )
-from fdstash.monitor.nodes import BackingNode, FileNode, Held, ImageNode, Node, NodeTable
+from fdstash.monitor.nodes import (
+    BackingNode,
+    FileNode,
+    Held,
+    ImageNode,
+    Node,
+    NodeGoneError,
+    NodeTable,
+)
 from fdstash.monitor.offers import names_that_serve_at
 from fdstash.monitor.opener import Opener
 from fdstash.monitor.options import Caching, FileOptions, ImageOptions
@@ -33,6 +41,14 @@ from fdstash.monitor.policy import Policy
 from fdstash.stash import FDStash
 
 __all__ = ["Reopener"]
+
+
+class _Involved(NamedTuple):
+    """The nodes that a command is about."""
+
+    pairs: list[Pair]
+    referred: list[Node]  #: those that options name
+    all: set[Node]  #: these, and the images that they belong to
 
 
 class Reopener:
@@ -50,10 +66,23 @@ class Reopener:
         self, given: Sequence[FileOptions | ImageOptions], passed: FDStash | None
     ) -> list[ImageNode]:
         """See the command. Returns the images that were reopened."""
-        with ExitStack() as held:
-            pairs, referred = self._take(given, held)
-            held.enter_context(self._table.reserve(new_names(pairs)))
-            stash = held.enter_context(self._opener.offers.offered(passed))
+        while True:
+            nodes = self._involved(given).all
+            try:
+                with Held(*nodes):
+                    # Another client may have changed what belongs to what until they were held.
+                    involved = self._involved(given)
+                    if involved.all <= nodes:
+                        return self._reopen_held(involved, passed)
+            except NodeGoneError:  # the next look tells of a node that is really gone
+                continue
+
+    def _reopen_held(self, involved: _Involved, passed: FDStash | None) -> list[ImageNode]:
+        pairs, referred = involved.pairs, involved.referred
+        with (
+            self._table.reserve(new_names(pairs)),
+            self._opener.offers.offered(passed) as stash,
+        ):
             changes: dict[str, ImageChange] = {}
             files: list[tuple[FileNode, FileOptions]] = []
             # Files first: what they say of the path decides about the rest of their image.
@@ -96,28 +125,7 @@ class Reopener:
 
     # -- what is asked for
 
-    def _take(
-        self, given: Sequence[FileOptions | ImageOptions], stack: ExitStack
-    ) -> tuple[list[Pair], list[Node]]:
-        """Hold the nodes of a change until `stack` ends; and those that options refer to.
-
-        Another client may change what belongs to what until they are held: then look again.
-        """
-        while True:
-            nodes = self._involved(given)[2]
-            with ExitStack() as held:
-                try:
-                    held.enter_context(Held(*nodes))
-                except QmpError:
-                    continue  # the next look tells of a node that is really gone
-                pairs, referred, found = self._involved(given)
-                if found <= nodes:
-                    stack.push(held.pop_all())
-                    return pairs, referred
-
-    def _involved(
-        self, given: Sequence[FileOptions | ImageOptions]
-    ) -> tuple[list[Pair], list[Node], set[Node]]:
+    def _involved(self, given: Sequence[FileOptions | ImageOptions]) -> _Involved:
         pairs = [(self._node(options), options) for options in given]
         referred: list[Node] = []
         for node, options in pairs:
@@ -125,7 +133,7 @@ class Reopener:
                 referred += self._opener.offers.referred(options, own_nodes(node))
         nodes = {node for node, _ in pairs}
         owners = {owner for node in nodes if (owner := node.owner()) is not None}
-        return pairs, referred, nodes | owners | set(referred)
+        return _Involved(pairs, referred, nodes | owners | set(referred))
 
     def _node(self, options: FileOptions | ImageOptions) -> Node:
         if options.node_name is None:
