@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -21,7 +22,7 @@ import fdstash
 from tests.support.disks import ExtentSpec, FlatDisk, make_flat, make_raw
 from tests.support.fuse import HeldFs
 from tests.support.hosts import FailingLoop
-from tests.support.monitor import Client, file_options, node, reopen
+from tests.support.monitor import Client, CommandFailed, file_options, node, reopen
 from tests.support.nbd_peers import fio, run, uri
 from tests.support.qemu_tools import QemuIo, qemu_img, qemu_io
 from tests.support.sandbox import NOBODY, Sandbox
@@ -195,6 +196,19 @@ def test_reopens_without_pause_disturb_no_verified_load(
 # -- exports
 
 
+def end_unused_export(client: Client, name: str) -> None:
+    """Its last client has ended, which the daemon may not have seen yet."""
+    for _ in range(1000):
+        try:
+            client.execute("block-export-del", id=name)
+        except CommandFailed as refused:
+            assert "still in use" in refused.desc
+            time.sleep(0.01)
+        else:
+            return
+    raise AssertionError(f"export {name} is in use by nobody, and cannot be ended")
+
+
 def test_exports_come_and_go_under_real_clients(folder: Path, qmp: Path, nbd: Path) -> None:
     path, other = make_raw(folder, SIZE), make_raw(folder, 2 * SIZE, name="other.raw")
     line = [str(path), "--format", "raw", "--mode", "r+", "--qmp", str(qmp), "--nbd", str(nbd)]
@@ -226,7 +240,7 @@ def test_exports_come_and_go_under_real_clients(folder: Path, qmp: Path, nbd: Pa
         assert exported(nbd) == {"x": SIZE}
         ran = qemu_io(uri(nbd, "x"), "read -P 8 0 64k", options=["-r"])
         assert ran.status == 0, ran
-        client.execute("block-export-del", id="again")
+        end_unused_export(client, "again")
         assert client.event("BLOCK_EXPORT_DELETED") == {"id": "again"}
 
 
