@@ -7,6 +7,7 @@ import errno
 import fcntl
 import itertools
 import os
+import random
 import re
 import resource
 import time
@@ -31,6 +32,8 @@ __all__ = [
 
 #: Readings by which an answer about the locks must lead.
 _LEAD = 6
+#: Bytes of one piece of the listing, and of its longest line.
+_PAGE, _LONGEST = 4096, 128
 _O_PATH = 0o10000000
 _F_DUPFD_QUERY = 1027
 _LISTING = re.compile(r"/proc/\d+/fd")
@@ -143,12 +146,16 @@ def _locks(lines: Iterable[str], device: int | None = None, inode: int | None = 
     return sorted(lock for line in lines if (lock := _parse(line, device, inode)))
 
 
-def _pieces(path: str) -> Iterator[str]:
-    """What each read of a file of /proc gives."""
-    fd = os.open(path, os.O_RDONLY)
+def _pieces(first: int = 1 << 20) -> Iterator[str]:
+    """What each read of the listing of all locks gives; `first`: the most of the first, bytes."""
+    fd = os.open("/proc/locks", os.O_RDONLY)
     try:
-        while piece := os.read(fd, 1 << 20):
+        size = first
+        while piece := os.read(fd, size):
             yield piece.decode("ascii")
+            if len(piece) < min(size, _PAGE - _LONGEST):
+                break  # the end: one more read would tell again of what has been shifted past it
+            size = 1 << 20
     finally:
         os.close(fd)
 
@@ -157,15 +164,16 @@ def ofd_locks(path: str | os.PathLike[str] | int) -> list[Lock]:
     """All OFD locks on the file, whoever holds them, one entry for each description."""
     status = os.stat(path)
     # The kernel's listing comes in pages. Locks of other programs that come or go between two
-    # of them shift the rest, and an entry is there twice, or not at all. So more than a page
-    # is read until one answer leads.
+    # of them shift the rest, and an entry is there twice, or not at all. Who locks waits while
+    # a page is made, and so there is nearly always one that comes then. So more than a page is
+    # read with its ends at other places each time, until one answer leads.
+    text = "".join(_pieces())
+    if len(text) < _PAGE - _LONGEST:
+        return _locks(text.splitlines(), status.st_dev, status.st_ino)
     seen: Counter[tuple[Lock, ...]] = Counter()
     while True:
-        pieces = list(_pieces("/proc/locks"))
-        found = _locks("".join(pieces).splitlines(), status.st_dev, status.st_ino)
-        if len(pieces) <= 1:
-            return found
-        seen[tuple(found)] += 1
+        text = "".join(_pieces(random.randrange(1, _PAGE - _LONGEST)))
+        seen[tuple(_locks(text.splitlines(), status.st_dev, status.st_ino))] += 1
         (most, times), (_, others) = [*seen.most_common(2), ((), 0)][:2]
         if times - others == _LEAD:
             return list(most)

@@ -7,12 +7,14 @@ import os
 import struct
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support import kernel
 from tests.support.kernel import Lock
+from tests.support.tier import count
 
 F_OFD_SETLK = 37
 
@@ -105,3 +107,41 @@ while True:
         other.kill()
     os.close(fd)
     assert found == [[Lock(100, 101, "READ"), Lock(200, 200, "READ")]] * 50
+
+
+def test_files_that_others_lock_and_close_do_not_shift_the_listing(tmp_path: Path) -> None:
+    """They come and go between two pages of it, nearly each time, and all locks of one at once."""
+    first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    busy = f"""
+import fcntl, os, struct, sys
+os.sched_setaffinity(0, [{first}])
+print(flush=True)
+while True:
+    fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+    for byte in range(0, 10, 2):
+        fcntl.fcntl(fd, 37, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+    os.close(fd)
+"""
+    usable = os.sched_getaffinity(0)
+    files = {tmp_path / str(number): os.O_RDWR | os.O_CREAT for number in range(30)}
+    with ExitStack() as stack:
+        # The listing has the locks that were made on one processor before those of the next.
+        os.sched_setaffinity(0, [last])
+        stack.callback(os.sched_setaffinity, 0, usable)
+        for path, flags in files.items():
+            fd = os.open(path, flags)
+            stack.callback(os.close, fd)
+            for byte in range(0, 10, 2):
+                lock(fd, fcntl.F_RDLCK, byte, 1)
+        os.sched_setaffinity(0, usable)
+        other = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", busy, tmp_path / "other"], stdout=subprocess.PIPE
+            )
+        )
+        stack.callback(other.kill)
+        assert other.stdout is not None
+        other.stdout.readline()
+        for _ in range(count(200)):
+            for path in files:
+                assert len(kernel.ofd_locks(path)) == 5
