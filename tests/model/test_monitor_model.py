@@ -33,6 +33,8 @@ from tests.support.monitor_machine import (
 )
 from tests.support.tier import count
 
+pytestmark = pytest.mark.timeout(3600)
+
 #: Most that a client does follows from what it did before.
 clients = st.sampled_from([0, 0, 0, 1])
 drivers = st.sampled_from(["raw", "vmdk"])
