@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -115,13 +115,12 @@ def names_for_parts(image: ImageNode, options: ImageOptions) -> list[str]:
 
 
 def check_apart(
-    changes: Iterable[ImageChange], files: Sequence[Node], referred: Sequence[Node]
+    changes: Collection[ImageChange], files: Sequence[Node], referred: Sequence[Node]
 ) -> None:
     """Raises `QmpError` where what an image is put on is itself put elsewhere, or taken twice.
 
     `files`: nodes of files that change by themselves; `referred`: what options refer to.
     """
-    changes = list(changes)
     moved = {change.image.name for change in changes if change.path is not None}
     names = [node.name for node in referred]
     for node in files:

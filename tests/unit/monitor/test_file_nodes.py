@@ -19,6 +19,7 @@ from tests.support.monitor import (
     file_options,
     image_of,
     node,
+    refused_reopen,
     reopen,
 )
 from tests.support.seen import image_descriptors, locked_bytes
@@ -206,10 +207,9 @@ def test_a_name_in_options_takes_no_node_of_others(
         assert client.nodes()["vm"]["children"][1]["node-name"] == name
         assert client.nodes()[name]["file"] == str(flat.files[1])
     else:
-        refused = client.refusal("blockdev-reopen", options=[options]).desc
+        refused = refused_reopen(client, options)
         reasons = {"new": "Cannot change the option 'node-name'", "#block999": "Invalid node-name"}
         assert reasons.get(name, f"Duplicate nodes with node-name='{name}'") in refused
-        assert client.nodes() == nodes
     image = image_of(daemon, "vm")
     assert image.pread(image.size, 0) == wanted
     assert image_of(daemon, "other").pread(SIZE, 0) == raw.read_bytes()
@@ -231,17 +231,14 @@ def test_two_images_of_one_reopen_take_no_name_of_each_other(
         path = make_raw(folder, SIZE, name=name)
         shutil.copy(path, folder / f"copy-{name}")
         client.execute("blockdev-add", **node(name, file_options(path)))
-    nodes = client.nodes()
     both = [
         node(name, file_options(folder / f"copy-{name}", **{"node-name": "file"}))
         for name in ("one", "two")
     ]
-    error = client.refusal("blockdev-reopen", options=both)
-    assert error.desc == "Duplicate nodes with node-name='file'"
-    assert client.nodes() == nodes
+    error = "Duplicate nodes with node-name='file'"
+    assert refused_reopen(client, *both) == error
     reopen(client, both[0])
-    error = client.refusal("blockdev-reopen", options=both[1:])
-    assert error.desc == "Duplicate nodes with node-name='file'"
+    assert refused_reopen(client, *both[1:]) == error
     assert image_of(daemon, "two").pwrite(b"x", 0) == 1
 
 
