@@ -121,7 +121,21 @@ def check_apart(
 
     `files`: nodes of files that change by themselves; `referred`: what options refer to.
     """
-    moved = {change.image.name for change in changes if change.path is not None}
+    moved: set[str] = set()
+    for change in changes:
+        image = change.image
+        if change.path is not None:
+            moved.add(image.name)
+            if image.parents:
+                raise QmpError(
+                    f"Node '{image.name}' is in use: '{min(image.parents)}' is based on the file"
+                    " that it is open on"
+                )
+        elif change.foreign:
+            raise QmpError(
+                f"Node '{change.foreign[0]}' cannot take the place of a part of '{image.name}'"
+                " whose filename stays"
+            )
     names = [node.name for node in referred]
     for node in files:
         if node.name in names:
@@ -129,18 +143,6 @@ def check_apart(
     for node in referred:
         if node.name in moved or (isinstance(node, FileNode) and names.count(node.name) > 1):
             raise QmpError(f"Node '{node.name}' is used twice: give one reopen after the other")
-    for change in changes:
-        image = change.image
-        if change.path is None and change.foreign:
-            raise QmpError(
-                f"Node '{change.foreign[0]}' cannot take the place of a part of '{image.name}'"
-                " whose filename stays"
-            )
-        if change.path is not None and image.parents:
-            raise QmpError(
-                f"Node '{image.name}' is in use: '{min(image.parents)}' is based on the file that"
-                " it is open on"
-            )
 
 
 def check_unchangeable(image: ImageNode, options: ImageOptions) -> None:

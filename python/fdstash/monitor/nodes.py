@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 
 import fdstash
@@ -169,16 +169,19 @@ class NodeTable:
             raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'")
         return node
 
-    @contextmanager
-    def reserve(self, names: Sequence[str]) -> Iterator[None]:
+    def reserve(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """Keep others from these names while nodes of them are made."""
+        return self._reserved_now(names) if names else nullcontext()
+
+    @contextmanager
+    def _reserved_now(self, names: Sequence[str]) -> Iterator[None]:
         with self._lock:
             taken: set[str] = set()
             for name in names:
                 if name in self._nodes or name in self._reserved or name in taken:
                     raise QmpError(f"Duplicate nodes with node-name='{name}'")
                 taken.add(name)
-            if taken and len(self._nodes) + len(self._reserved) + len(taken) > self._limit:
+            if len(self._nodes) + len(self._reserved) + len(taken) > self._limit:
                 raise QmpError(f"There are {self._limit} nodes, and there may be no more")
             self._reserved |= taken
         try:

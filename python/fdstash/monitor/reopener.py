@@ -67,11 +67,12 @@ class Reopener:
     ) -> list[ImageNode]:
         """See the command. Returns the images that were reopened."""
         while True:
-            nodes = self._involved(given).all
+            pairs = [(self._node(options), options) for options in given]
+            nodes = self._involved(pairs).all
             try:
                 with Held(*nodes):
                     # Another client may have changed what belongs to what until they were held.
-                    involved = self._involved(given)
+                    involved = self._involved(pairs)
                     if involved.all <= nodes:
                         return self._reopen_held(involved, passed)
             except NodeGoneError:  # the next look tells of a node that is really gone
@@ -125,15 +126,18 @@ class Reopener:
 
     # -- what is asked for
 
-    def _involved(self, given: Sequence[FileOptions | ImageOptions]) -> _Involved:
-        pairs = [(self._node(options), options) for options in given]
+    def _involved(self, pairs: list[Pair]) -> _Involved:
         referred: list[Node] = []
+        every: set[Node] = set()
         for node, options in pairs:
+            every.add(node)
+            owner = node.owner()
+            if owner is not None:
+                every.add(owner)
             if isinstance(node, ImageNode) and isinstance(options, ImageOptions):
                 referred += self._opener.offers.referred(options, own_nodes(node))
-        nodes = {node for node, _ in pairs}
-        owners = {owner for node in nodes if (owner := node.owner()) is not None}
-        return _Involved(pairs, referred, nodes | owners | set(referred))
+        every.update(referred)
+        return _Involved(pairs, referred, every)
 
     def _node(self, options: FileOptions | ImageOptions) -> Node:
         if options.node_name is None:
@@ -249,6 +253,7 @@ class Reopener:
             )
         durable = cache_mode(node.image.cache).durable
         cache = None if change.cache is None else change.cache.mode(durable=durable)
+        path = change.path
         offered: FDStash | None = None
         spare: FDStash | None = None
         if stash is None and not change.names_other_files:
@@ -257,12 +262,12 @@ class Reopener:
             offered = stack.enter_context(FDStash())
             self._offer(change, stash, offered)
         resolver = None  # the same graph resolves no name
-        if change.path is not None or change.backing is not None:
-            resolver = self._policy.resolver(change.path or node.filename)
+        if path is not None or change.backing is not None:
+            resolver = self._policy.resolver(path or node.filename)
         return {
             "mode": change.mode,
             "cache": cache,
-            "path": change.path,
+            "path": path,
             "backing": change.backing,
             "stash": offered,
             "spare": spare,

@@ -227,7 +227,8 @@ def _type_error(at: str, expected: str) -> QmpError:
 
 
 def _check_builtin(kind: Builtin, value: Any, at: str) -> None:
-    if kind.json_type not in ("value", _json_type(value)):
+    json_type = kind.json_type
+    if json_type not in (_JSON_TYPES.get(type(value)), "value"):
         raise _type_error(at, kind.expected)
-    if kind.json_type == "int" and not kind.low <= value <= kind.high:
+    if json_type == "int" and not kind.low <= value <= kind.high:
         raise QmpError(f"Parameter '{at}' expects {kind.expected} of {kind.low} to {kind.high}")
