@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import fdstash
 from fdstash import FormatError, Image
 from tests.support.chains import Chain, make_chain
 from tests.support.images import CACHES
-from tests.support.need import need_root
+from tests.support.other_user import let_in, without_permissions
 from tests.support.refusals import refused
 from tests.support.seen import check_served, locked_bytes
 
@@ -117,28 +116,20 @@ def test_a_parent_whose_layout_changed_refuses_the_way_to_writing(chain: Chain) 
 def test_whichever_file_cannot_be_opened_none_changes(
     chain: Chain, victim: int, options: dict[str, Any]
 ) -> None:
-    need_root("another user id")
-    for folder in (chain.base.parent, *chain.base.parent.parents):
-        if folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o055)
+    let_in(chain.base.parent)
     for path in chain.files():
         path.chmod(0o666)
     locked_bytes(chain.top)  # what it imports the other user may not reach
-    os.seteuid(65534)
-    try:
-        with fdstash.open(chain.top, "r+") as image, fdstash.FDStash() as stash:
-            image.extract_fds(stash)  # so that each needs a new description
-            os.seteuid(0)
-            chain.files()[victim].chmod(0)
-            os.seteuid(65534)
+    with fdstash.open(chain.top, "r+") as image, fdstash.FDStash() as stash:
+        image.extract_fds(stash)  # so that each needs a new description
+        chain.files()[victim].chmod(0)
+        with without_permissions():
             if victim >= 2 and "cache" not in options:
                 image.reopen(**options)  # the parents are open for reading as it is
                 return
             error = refused(image, **options)
-            assert isinstance(error, PermissionError)
-            assert (error.phase, error.file) == ("acquire", str(chain.files()[victim]))
-    finally:
-        os.seteuid(0)
+        assert isinstance(error, PermissionError)
+        assert (error.phase, error.file) == ("acquire", str(chain.files()[victim]))
 
 
 def test_a_failure_in_prepare_leaves_the_whole_chain(chain: Chain) -> None:

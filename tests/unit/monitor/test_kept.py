@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from tests.support.monitor import (
     refused_reopen,
     reopen,
 )
+from tests.support.other_user import without_permissions
 from tests.support.seen import image_descriptors
 
 SIZE = 1 << 16
@@ -44,18 +44,6 @@ def pass_all(client: Client, disk: FlatDisk, name: str, *flags: int) -> list[str
         for mode in flags:
             client.getfd(each, path, mode)
     return names
-
-
-@contextlib.contextmanager
-def without_permissions() -> Iterator[None]:
-    """Files of root alone cannot be opened, nor opened again."""
-    os.setegid(65534)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 def test_what_is_kept_serves_when_whoever_passed_it_has_gone(

@@ -12,7 +12,7 @@ import fdstash
 from fdstash import FDStash, FormatError, Image, LockError, OptionError, ReopenError
 from tests.support.disks import ODD_EXTENTS, FlatDisk, descriptor_text, make_flat
 from tests.support.images import SIZE
-from tests.support.need import need_root
+from tests.support.other_user import let_in, without_permissions
 from tests.support.refusals import Snapshot, refused
 from tests.support.seen import READER_BYTES, WRITER_BYTES, locked_bytes
 
@@ -164,22 +164,14 @@ def test_a_conflicting_lock_is_refused_before_anything_changes(flat: FlatDisk) -
 def test_permission_that_was_taken_away_is_named_and_nothing_changes(
     flat: FlatDisk,
 ) -> None:
-    need_root("another user id")
-    flat.path.parent.chmod(0o755)
-    for folder in flat.path.parents:
-        if folder.stat().st_mode & 0o005 != 0o005 and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o055)
+    let_in(flat.path.parent)
     flat.files[2].chmod(0o444)
-    os.seteuid(65534)
-    try:
-        with fdstash.open(flat.path) as image:
-            error = refused(image, mode="r+")
-            assert isinstance(error, PermissionError)
-            assert error.phase == "acquire"
-            assert error.file == str(flat.path)
-            assert "r+" in str(error)
-    finally:
-        os.seteuid(0)
+    with without_permissions(), fdstash.open(flat.path) as image:
+        error = refused(image, mode="r+")
+        assert isinstance(error, PermissionError)
+        assert error.phase == "acquire"
+        assert error.file == str(flat.path)
+        assert "r+" in str(error)
 
 
 def test_an_error_of_a_reopen_is_also_the_builtin_of_its_errno(raw_image: Image) -> None:
