@@ -7,7 +7,6 @@ were added by themselves get new descriptors first, which costs nothing if the r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import fdstash
@@ -232,8 +231,9 @@ class Reopener:
     def _carry_out(self, changes: Sequence[ImageChange], stash: FDStash | None) -> None:
         if not changes:
             return
-        with ExitStack() as stack:
-            wanted = [(each.image.image, self._options(each, stash, stack)) for each in changes]
+        offers: list[FDStash] = []
+        try:
+            wanted = [(each.image.image, self._options(each, stash, offers)) for each in changes]
             try:
                 fdstash.reopen_all(wanted, timeout=self._timeout)
             except (fdstash.Error, OSError) as error:
@@ -241,9 +241,12 @@ class Reopener:
                 raise told(error, f"Could not reopen {names}") from error
             for change, (_, options) in zip(changes, wanted, strict=True):
                 self._settle(change, options["stash"])
+        finally:
+            for offered in offers:
+                offered.close()
 
     def _options(
-        self, change: ImageChange, stash: FDStash | None, stack: ExitStack
+        self, change: ImageChange, stash: FDStash | None, offers: list[FDStash]
     ) -> dict[str, Any]:
         node = change.image
         if change.mode == "r" and node.writers:
@@ -259,7 +262,8 @@ class Reopener:
         if stash is None and not change.names_other_files:
             spare = node.kept or None
         else:
-            offered = stack.enter_context(FDStash())
+            offered = FDStash()
+            offers.append(offered)
             self._offer(change, stash, offered)
         resolver = None  # the same graph resolves no name
         if path is not None or change.backing is not None:
