@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdstash.monitor.schema import Alternate, Enum, Member, Struct, Union
+from fdstash.monitor.schema_types import Alternate, Enum, Member, Struct, Union
 
 __all__ = ["BLOCK_TYPES"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fdstash.monitor.schema import Alternate, Builtin, Enum, Member, Schema, Struct, Type, Union
+from fdstash.monitor.schema import Schema
+from fdstash.monitor.schema_types import Alternate, Builtin, Enum, Member, Struct, Type, Union
 
 __all__ = ["schema_info"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fdstash.monitor.schema import (
+from fdstash.monitor.schema import Schema
+from fdstash.monitor.schema_types import (
     Alternate,
     Builtin,
     Command,
     Enum,
     Event,
     Member,
-    Schema,
     Struct,
     Type,
     Union,

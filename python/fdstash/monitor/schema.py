@@ -1,106 +1,32 @@
-"""Types, commands and events as data, and the check of a value against a type.
+"""A schema, and the check of a value against it.
 
-After QEMU's QAPI: what `vocabulary` declares with these is checked here, told to clients by
-`introspection` and written down by `manual`.
+What `vocabulary` declares is checked here, told to clients by `introspection` and written down by
+`manual`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from fdstash.monitor.errors import QmpError
+from fdstash.monitor.schema_quick import Fits, Quick
+from fdstash.monitor.schema_types import (
+    MAX_DEPTH,
+    Alternate,
+    Builtin,
+    Command,
+    Enum,
+    Event,
+    Member,
+    Struct,
+    Type,
+    Union,
+)
 
-__all__ = [
-    "Alternate",
-    "Builtin",
-    "Command",
-    "Enum",
-    "Event",
-    "Member",
-    "Schema",
-    "Struct",
-    "Type",
-    "Union",
-]
+__all__ = ["Schema"]
 
 _JSON_TYPES = {bool: "boolean", str: "string", dict: "object", int: "int", type(None): "null"}
-#: Of options in options; no disk has more images in each other.
-MAX_DEPTH = 32
-
-
-class Builtin(NamedTuple):
-    """A JSON type. `low` and `high` bound an integer."""
-
-    name: str
-    json_type: str  #: as introspection has it: string, int, number, boolean, null, value
-    expected: str = ""  #: as an error has it
-    low: int = 0
-    high: int = 0
-    doc: str = ""
-
-
-class Enum(NamedTuple):
-    """One of some strings."""
-
-    name: str
-    values: Mapping[str, str]  #: and what each means
-    doc: str = ""
-
-
-class Member(NamedTuple):
-    """Of an object. `type`: a name; in brackets, an array of it."""
-
-    name: str
-    type: str
-    doc: str
-    optional: bool = False
-
-
-class Struct(NamedTuple):
-    """An object."""
-
-    name: str
-    members: Sequence[Member]
-    doc: str = ""
-
-
-class Union(NamedTuple):
-    """An object whose member `tag` says what further members it has."""
-
-    name: str
-    members: Sequence[Member]
-    tag: str
-    variants: Mapping[str, str]  #: the names of structs
-    doc: str = ""
-
-
-class Alternate(NamedTuple):
-    """One of several types, told apart by their JSON types."""
-
-    name: str
-    choices: Sequence[str]
-    doc: str = ""
-
-
-Type = Builtin | Enum | Struct | Union | Alternate
-
-
-class Command(NamedTuple):
-    """A command. `arguments`: of its object, or the name of a union."""
-
-    name: str
-    doc: str
-    arguments: Sequence[Member] | str = ()
-    returns: str | None = None  #: a type; None: an empty object
-
-
-class Event(NamedTuple):
-    """An event."""
-
-    name: str
-    doc: str
-    data: Sequence[Member] = ()
 
 
 def _tag(union: Union) -> Member:
@@ -129,13 +55,31 @@ class Schema:
             for each in types
             if isinstance(each, Union)
         }
+        self._quick = Quick(self.types, self._members_by_tag)
+        self._arguments_fit = {each.name: self._fits(each) for each in commands}
 
     def check_arguments(self, command: Command, given: Mapping[str, Any]) -> None:
         """Raises `QmpError` unless a command takes these arguments."""
+        if not self.fits(command, given):
+            self.look(command, given)
+
+    def fits(self, command: Command, given: Mapping[str, Any]) -> bool:
+        """Whether a command is sure to take these arguments."""
+        return self._arguments_fit[command.name](given, 0)
+
+    def look(self, command: Command, given: Mapping[str, Any]) -> None:
+        """As `check_arguments`, at everything."""
         if isinstance(command.arguments, str):
             self.check(command.arguments, given)
         else:
             self._members(command.arguments, given, "", 0)
+
+    def _fits(self, command: Command) -> Fits:
+        if not isinstance(command.arguments, str):
+            return self._quick.members(command.arguments)
+        kind = self._quick.kind(command.arguments)
+        assert not isinstance(kind, type)  # noqa: S101 - `vocabulary` has a union there
+        return kind
 
     def check(self, name: str, value: Any, at: str = "", depth: int = 0) -> None:
         """Raises `QmpError`, with QEMU's words, unless `value` is of the type called `name`."""

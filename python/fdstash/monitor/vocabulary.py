@@ -6,7 +6,8 @@ The one place where commands, their arguments and events are declared.
 from __future__ import annotations
 
 from fdstash.monitor.block_types import BLOCK_TYPES
-from fdstash.monitor.schema import Builtin, Command, Enum, Event, Member, Schema, Struct
+from fdstash.monitor.schema import Schema
+from fdstash.monitor.schema_types import Builtin, Command, Enum, Event, Member, Struct
 
 __all__ = ["SCHEMA"]
 

@@ -6,11 +6,13 @@ import copy
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fdstash.monitor.commands import Commands
 from fdstash.monitor.errors import QmpError
 from fdstash.monitor.introspection import schema_info
-from fdstash.monitor.schema import Builtin, Command, Enum, Event, Member, Struct, Type, Union
+from fdstash.monitor.schema_types import Builtin, Command, Enum, Event, Member, Struct, Type, Union
 from fdstash.monitor.vocabulary import SCHEMA
 from tests.support.monitor import Client
 
@@ -83,6 +85,11 @@ def test_a_client_is_told_the_same(client: Client) -> None:
     names = [entry["name"] for entry in client.execute("query-commands")]
     assert sorted(names) == sorted(SCHEMA.commands)
 
+
+#: Names that members have.
+MEMBERS = st.sampled_from(
+    sorted({m["name"] for e in INFO for m in e.get("members", ()) if "name" in m} | {"spam"})
+)
 
 # One set of arguments for each command that takes some.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -184,6 +191,32 @@ def test_what_is_needed_is_missed_by_name(name: str) -> None:
         if not member.optional:
             given = {k: v for k, v in ARGUMENTS[name].items() if k != member.name}
             assert refused(name, given) == f"Parameter '{member.name}' is missing"
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_good_arguments_are_seen_to_be_good_at_the_first_look(name: str) -> None:
+    assert SCHEMA.fits(SCHEMA.commands[name], ARGUMENTS[name])
+
+
+JSON = st.recursive(
+    st.sampled_from([None, True, 0, -1, 1 << 63, 1.5, "f", "raw", "file", "unmap", "off", ""]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(MEMBERS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(ARGUMENTS)))
+def test_the_first_look_lets_nothing_through_that_the_second_refuses(
+    data: st.DataObject, name: str
+) -> None:
+    value: Any = ARGUMENTS[name]
+    for _ in range(data.draw(st.integers(1, 3))):
+        found = places(value)
+        if found:
+            value = changed(value, data.draw(st.sampled_from(found)), data.draw(JSON))
+    command = SCHEMA.commands[name]
+    if SCHEMA.fits(command, value):
+        SCHEMA.look(command, value)
 
 
 def test_options_in_options_are_bounded() -> None:
