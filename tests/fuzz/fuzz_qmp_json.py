@@ -60,7 +60,12 @@ def check_command(value: dict[str, Any]) -> None:
     if command is None or not isinstance(arguments, dict):
         return
     try:
-        SCHEMA.check_arguments(command, arguments)
+        sure = SCHEMA.fits(command, arguments)
+        try:
+            SCHEMA.look(command, arguments)
+        except QmpError:
+            assert not sure
+            raise
         for options in arguments.get("options", [arguments] if "driver" in arguments else []):
             parse(options)
     except QmpError as error:

@@ -105,16 +105,14 @@ def names_in(options: FileOptions | ImageOptions) -> Iterator[str]:
 
 def parse(given: Mapping[str, Any]) -> FileOptions | ImageOptions:
     """`BlockdevOptions` in our shape."""
-    common: dict[str, Any] = {
-        "driver": given["driver"],
-        "node_name": given.get("node-name"),
-        "cache": _caching(given.get("cache")),
-        "read_only": given.get("read-only"),
-        "auto_read_only": given.get("auto-read-only", False),
-    }
-    if given["driver"] in _FILE_DRIVERS:
+    driver, name = given["driver"], given.get("node-name")
+    cache = _caching(given.get("cache"))
+    read_only, auto_read_only = given.get("read-only"), given.get("auto-read-only", False)
+    if driver in _FILE_DRIVERS:
         locking = given.get("locking", "auto") != "off"
-        return FileOptions(filename=given["filename"], locking=locking, **common)
+        return FileOptions(
+            given["filename"], driver, name, cache, read_only, auto_read_only, locking
+        )
     backing = given.get("backing")
     if backing is None and "backing" in given:
         backing = False
@@ -123,11 +121,15 @@ def parse(given: Mapping[str, Any]) -> FileOptions | ImageOptions:
         if isinstance(backing, FileOptions):
             raise QmpError("Parameter 'backing' expects an image, not a file")
     return ImageOptions(
-        file=_reference(given["file"], given["driver"]),
-        extents=tuple(_reference(each, given["driver"]) for each in given.get("extents", ())),
+        driver=driver,
+        file=_reference(given["file"], driver),
+        node_name=name,
+        cache=cache,
+        read_only=read_only,
+        auto_read_only=auto_read_only,
+        extents=tuple(_reference(each, driver) for each in given.get("extents", ())),
         backing=backing,
-        format_options={name: given[name] for name in ("offset", "size") if name in given},
-        **common,
+        format_options={each: given[each] for each in ("offset", "size") if each in given},
     )
 
 
