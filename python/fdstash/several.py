@@ -25,9 +25,8 @@ def reopen_all(
     """
     wanted = [(image._state, options) for image, options in pairs]  # noqa: SLF001 - of its face
     # In a fixed order, so that two calls with the same images cannot wait for each other.
-    states = [state for state, _ in wanted]
-    states.sort(key=id)
-    if len(states) > 1 and any(a is b for a, b in pairwise(states)):
+    states = sorted((state for state, _ in wanted), key=id)
+    if any(a is b for a, b in pairwise(states)):
         raise OptionError("an image is named twice; give all its options at once")
     until = deadline(timeout)
     begun = []

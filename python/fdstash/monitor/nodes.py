@@ -171,10 +171,10 @@ class NodeTable:
 
     def reserve(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """Keep others from these names while nodes of them are made."""
-        return self._reserved_now(names) if names else nullcontext()
+        return self._reserve(names) if names else nullcontext()  # most reopens give none
 
     @contextmanager
-    def _reserved_now(self, names: Sequence[str]) -> Iterator[None]:
+    def _reserve(self, names: Sequence[str]) -> Iterator[None]:
         with self._lock:
             taken: set[str] = set()
             for name in names:
@@ -239,10 +239,12 @@ class Held:
         self._nodes = sorted(set(nodes), key=_name)
 
     def __enter__(self) -> None:
-        for taken, node in enumerate(self._nodes, 1):
+        for node in self._nodes:
             node.lock.acquire()
+        # Only now: a part of an image is deleted by whoever holds the image.
+        for node in self._nodes:
             if node.deleted:
-                self._release(taken)
+                self._release()
                 raise NodeGoneError(f"Failed to find node with node-name='{node.name}'")
 
     def __exit__(
@@ -251,10 +253,10 @@ class Held:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._release(len(self._nodes))
+        self._release()
 
-    def _release(self, taken: int) -> None:
-        for node in self._nodes[:taken]:
+    def _release(self) -> None:
+        for node in self._nodes:
             node.lock.release()
 
 

@@ -45,9 +45,8 @@ __all__ = ["Reopener"]
 class _Involved(NamedTuple):
     """The nodes that a command is about."""
 
-    pairs: list[Pair]
     referred: list[Node]  #: those that options name
-    all: set[Node]  #: these, and the images that they belong to
+    all: set[Node]  #: these, those that are reopened, and the images that they belong to
 
 
 class Reopener:
@@ -73,12 +72,13 @@ class Reopener:
                     # Another client may have changed what belongs to what until they were held.
                     involved = self._involved(pairs)
                     if involved.all <= nodes:
-                        return self._reopen_held(involved, passed)
+                        return self._reopen_held(pairs, involved.referred, passed)
             except NodeGoneError:  # the next look tells of a node that is really gone
                 continue
 
-    def _reopen_held(self, involved: _Involved, passed: FDStash | None) -> list[ImageNode]:
-        pairs, referred = involved.pairs, involved.referred
+    def _reopen_held(
+        self, pairs: list[Pair], referred: list[Node], passed: FDStash | None
+    ) -> list[ImageNode]:
         with (
             self._table.reserve(new_names(pairs)),
             self._opener.offers.offered(passed) as stash,
@@ -136,7 +136,7 @@ class Reopener:
             if isinstance(node, ImageNode) and isinstance(options, ImageOptions):
                 referred += self._opener.offers.referred(options, own_nodes(node))
         every.update(referred)
-        return _Involved(pairs, referred, every)
+        return _Involved(referred, every)
 
     def _node(self, options: FileOptions | ImageOptions) -> Node:
         if options.node_name is None:

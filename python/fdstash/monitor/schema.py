@@ -13,6 +13,7 @@ from fdstash.monitor.errors import QmpError
 from fdstash.monitor.schema_quick import Fits, Quick
 from fdstash.monitor.schema_types import (
     MAX_DEPTH,
+    PYTHON_TYPES,
     Alternate,
     Builtin,
     Command,
@@ -26,7 +27,7 @@ from fdstash.monitor.schema_types import (
 
 __all__ = ["Schema"]
 
-_JSON_TYPES = {bool: "boolean", str: "string", dict: "object", int: "int", type(None): "null"}
+_JSON_TYPES = {python: name for name, python in PYTHON_TYPES.items()} | {dict: "object"}
 
 
 def _tag(union: Union) -> Member:
@@ -171,8 +172,7 @@ def _type_error(at: str, expected: str) -> QmpError:
 
 
 def _check_builtin(kind: Builtin, value: Any, at: str) -> None:
-    json_type = kind.json_type
-    if json_type not in (_JSON_TYPES.get(type(value)), "value"):
+    if kind.json_type not in ("value", _json_type(value)):
         raise _type_error(at, kind.expected)
-    if json_type == "int" and not kind.low <= value <= kind.high:
+    if kind.json_type == "int" and not kind.low <= value <= kind.high:
         raise QmpError(f"Parameter '{at}' expects {kind.expected} of {kind.low} to {kind.high}")

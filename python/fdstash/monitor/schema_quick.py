@@ -2,7 +2,7 @@
 
 It goes through what is given, and not through all that might be; so it touches little memory, which
 a monitor that is seldom asked has to fetch again each time. It says yes, or that it is not sure:
-then `Schema.check_arguments` says what is wrong.
+then `Schema.look` says what is wrong, if anything.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from fdstash.monitor.schema_types import (
     MAX_DEPTH,
+    PYTHON_TYPES,
     Alternate,
     Builtin,
     Enum,
@@ -28,8 +29,6 @@ Fits = Callable[[Any, int], bool]
 #: Of a type that Python has, that is all there is to check.
 _Kind = type | Fits
 
-_PYTHON_TYPES = {"boolean": bool, "string": str, "object": dict, "int": int, "null": type(None)}
-
 
 class Quick:
     """`members_by_tag`: of each union by name, for each value of its tag: all members."""
@@ -45,10 +44,8 @@ class Quick:
 
     def members(self, members: Sequence[Member]) -> Fits:
         """Of an object with these members."""
-        kinds: dict[str, _Kind] = {}
-        fits = _object(kinds, {member.name for member in members if not member.optional})
-        kinds.update((member.name, self.kind(member.type)) for member in members)
-        return fits
+        kinds = {member.name: self.kind(member.type) for member in members}
+        return _with_members(kinds, {member.name for member in members if not member.optional})
 
     def kind(self, name: str) -> _Kind:
         """Of the type called `name`."""
@@ -65,7 +62,7 @@ class Quick:
                 return self._object(found)
 
     def _object(self, found: Struct | Union) -> Fits:
-        """Made once: an object may be a member of itself."""
+        """Made once, as an object may be a member of itself."""
         made = self._objects.get(found.name)
         if made is not None:
             return made
@@ -89,14 +86,14 @@ class Quick:
 
         def fits(value: Any, depth: int) -> bool:
             kind = kinds.get(type(value))
-            return kind is not None and _is(kind, value, depth + 1)
+            return kind is not None and depth < MAX_DEPTH and _is(kind, value, depth + 1)
 
         return fits
 
     @staticmethod
     def _python_type(found: Type) -> type:
         if isinstance(found, Builtin):
-            return _PYTHON_TYPES[found.json_type]
+            return PYTHON_TYPES[found.json_type]
         return str if isinstance(found, Enum) else dict
 
 
@@ -106,7 +103,7 @@ def _is(kind: _Kind, value: Any, depth: int) -> bool:
     return kind(value, depth)
 
 
-def _object(kinds: Mapping[str, _Kind], required: set[str]) -> Fits:
+def _with_members(kinds: Mapping[str, _Kind], required: set[str]) -> Fits:
     def fits(value: Any, depth: int) -> bool:
         if type(value) is not dict or depth >= MAX_DEPTH:
             return False
@@ -154,7 +151,7 @@ def _builtin(found: Builtin) -> _Kind:
     if found.json_type == "value":
         return lambda _value, _depth: True
     if found.json_type != "int":
-        return _PYTHON_TYPES[found.json_type]
+        return PYTHON_TYPES[found.json_type]
 
     def fits(value: Any, _depth: int) -> bool:
         return type(value) is int and found.low <= value <= found.high

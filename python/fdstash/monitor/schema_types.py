@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 __all__ = [
     "MAX_DEPTH",
+    "PYTHON_TYPES",
     "Alternate",
     "Builtin",
     "Command",
@@ -22,11 +23,15 @@ __all__ = [
 MAX_DEPTH = 32
 
 
+#: What the built-in types are here, but for those that are any value.
+PYTHON_TYPES = {"boolean": bool, "string": str, "int": int, "null": type(None)}
+
+
 class Builtin(NamedTuple):
     """A JSON type. `low` and `high` bound an integer."""
 
     name: str
-    json_type: str  #: as introspection has it: string, int, number, boolean, null, value
+    json_type: str  #: as introspection has it: string, int, boolean, null, value
     expected: str = ""  #: as an error has it
     low: int = 0
     high: int = 0

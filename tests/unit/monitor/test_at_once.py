@@ -7,7 +7,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +233,32 @@ def test_a_part_that_is_made_anew_meanwhile_is_changed_as_it_is_then(
     )
     reopen(client, file_options(copy, **{"node-name": "f", "cache": {"direct": True}}))
     assert client.nodes()["f"]["cache"]["direct"] is True
+
+
+def test_a_part_that_ends_while_its_image_is_waited_for_is_gone(
+    client: Client,
+    other: Client,
+    daemon: Daemon,
+    raw: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its name comes first, so whoever wants both has it when the image's reopen ends it."""
+    copy = make_raw(raw.parent, SIZE, name="copy")
+    client.execute("blockdev-add", **node("disk", file_options(raw, **{"node-name": "a"})))
+    part = daemon.table.get("a")
+    asked: list[Future[None]] = []
+    reopen_all = fdstash.reopen_all
+
+    def after_it_another_waits(*given: Any, **options: Any) -> Any:
+        reports = reopen_all(*given, **options)
+        monkeypatch.setattr(fdstash, "reopen_all", reopen_all)
+        asked.append(threads.submit(reopen, other, file_options(raw, **{"node-name": "a"})))
+        while part.lock.acquire(blocking=False):
+            part.lock.release()
+        return reports
+
+    monkeypatch.setattr(fdstash, "reopen_all", after_it_another_waits)
+    with ThreadPoolExecutor(1) as threads:
+        reopen(client, node("disk", file_options(copy, **{"node-name": "b"})))
+        with pytest.raises(CommandFailed, match="Failed to find node with node-name='a'"):
+            asked[0].result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -217,6 +218,26 @@ def test_the_first_look_lets_nothing_through_that_the_second_refuses(
     command = SCHEMA.commands[name]
     if SCHEMA.fits(command, value):
         SCHEMA.look(command, value)
+
+
+#: Options in which options lie, each a step or two deeper.
+AROUND: list[Callable[[Any], dict[str, Any]]] = [
+    lambda inner: {"driver": "vmdk", "file": inner},
+    lambda inner: {"driver": "vmdk", "file": "f", "backing": inner},
+    lambda inner: {"driver": "vmdk", "file": "f", "extents": [inner]},
+]
+INNERMOST = st.sampled_from(["f", None, {}, *(around("f") for around in AROUND)])
+
+
+@given(steps=st.lists(st.sampled_from(AROUND), min_size=8, max_size=34), inner=INNERMOST)
+def test_at_the_depth_that_is_allowed_both_looks_agree(
+    steps: list[Callable[[Any], dict[str, Any]]], inner: Any
+) -> None:
+    for around in steps:
+        inner = around(inner)
+        command = SCHEMA.commands["blockdev-add"]
+        if SCHEMA.fits(command, inner):
+            SCHEMA.look(command, inner)
 
 
 def test_options_in_options_are_bounded() -> None:
