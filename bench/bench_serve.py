@@ -11,7 +11,7 @@ beside: the table below has its refusals, and what ours does. Requests without r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -88,20 +88,27 @@ def _empty_p99(turn: Turn) -> float | None:
     return exact_percentile(turn.reopens.round_trips, 99) if turn.reopens else None
 
 
-def _compare(name: str, result: MatchResult) -> list[Comparison]:
-    rows = []
-    both = list(zip(result.sides[OURS].turns, result.sides[PEER].turns, strict=True))
-    measures = [(what, value, value, target) for what, value, target in _MEASURES]
-    measures.append(
-        ("our empty command's p99 by their reopen's", _empty_p99, reopen_percentile(99), None)
-    )
-    for what, value, peers, target in measures:
-        found = [(value(ours), peers(theirs)) for ours, theirs in both]
-        pairs = [(a, b) for a, b in found if a is not None and b is not None]
-        if pairs:
-            ours, theirs = zip(*pairs, strict=True)
-            rows.append(Comparison.of(f"{name}, {what}", ours, theirs, target))
-    return rows
+#: What is measured of each of a daemon's turns.
+_Measured = tuple[Sequence[Turn], Callable[[Turn], float | None]]
+
+
+def _rows(
+    name: str, one: _Measured, other: _Measured, target: Target | None = None
+) -> Iterator[Comparison]:
+    """One; none where the peer reopens nothing."""
+    values = zip(map(one[1], one[0]), map(other[1], other[0]), strict=True)
+    pairs = [(a, b) for a, b in values if a is not None and b is not None]
+    if pairs:
+        yield Comparison.of(name, [a for a, _ in pairs], [b for _, b in pairs], target)
+
+
+def _compare(name: str, result: MatchResult) -> Iterator[Comparison]:
+    ours, theirs = result.sides[OURS].turns, result.sides[PEER].turns
+    for what, value, target in _MEASURES:
+        yield from _rows(f"{name}, {what}", (ours, value), (theirs, value), target)
+    for whose, turns in (("our", ours), ("their", theirs)):
+        title = f"{name}, {whose} empty command's p99 by their reopen's"
+        yield from _rows(title, (turns, _empty_p99), (theirs, reopen_percentile(99)))
 
 
 def _told(name: str, daemon: str, side: Side) -> dict[str, object]:
