@@ -1,26 +1,23 @@
 /* aligned_buffer.c: allocation, and a small pool of bounce buffers. */
 #include "aligned_buffer.h"
 
-#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* More concurrent bounces than this allocate and free; it bounds idle memory. */
 #define POOL_SLOTS 8
 
-static struct {
-    pthread_mutex_t lock;
-    size_t count;
-    void *free[POOL_SLOTS];
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
+/* Idle buffers, or NULL. Without a lock: one that another thread holds at a fork
+ * would be taken in the child for ever. */
+static _Atomic(void *) pool[POOL_SLOTS];
 
 void *fdstash_bounce_get(void)
 {
     void *buffer = NULL;
-    pthread_mutex_lock(&pool.lock);
-    if (pool.count > 0)
-        buffer = pool.free[--pool.count];
-    pthread_mutex_unlock(&pool.lock);
+    for (int i = 0; i < POOL_SLOTS && !buffer; i++)
+        if (atomic_load_explicit(&pool[i], memory_order_relaxed))
+            buffer = atomic_exchange(&pool[i], NULL);
     if (!buffer && posix_memalign(&buffer, FDSTASH_BOUNCE_ALIGNMENT, FDSTASH_BOUNCE_SIZE))
         return NULL;
     return buffer;
@@ -28,12 +25,11 @@ void *fdstash_bounce_get(void)
 
 void fdstash_bounce_put(void *buffer)
 {
-    pthread_mutex_lock(&pool.lock);
-    if (pool.count < POOL_SLOTS) {
-        pool.free[pool.count++] = buffer;
-        buffer = NULL;
+    for (int i = 0; i < POOL_SLOTS; i++) {
+        void *none = NULL;
+        if (atomic_compare_exchange_strong(&pool[i], &none, buffer))
+            return;
     }
-    pthread_mutex_unlock(&pool.lock);
     free(buffer);
 }
 

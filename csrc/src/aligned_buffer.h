@@ -1,5 +1,5 @@
 /* aligned_buffer.h: memory for O_DIRECT, and the pool that bounced requests
- * borrow from. A leaf. Any thread. */
+ * borrow from. A leaf. Any thread, also of a child that was forked meanwhile. */
 #ifndef FDSTASH_ALIGNED_BUFFER_H
 #define FDSTASH_ALIGNED_BUFFER_H
 

@@ -211,6 +211,14 @@ def test_the_core_knows_no_python() -> None:
     assert not wrong
 
 
+def test_a_lock_of_the_process_is_made_anew_in_a_forked_child() -> None:
+    """Else a child whose parent had a thread inside would wait for it for ever."""
+    static = re.compile(r"PTHREAD_(MUTEX|COND|RWLOCK\w*)_INITIALIZER")
+    files = [path for path in CORE.rglob("*.c") if static.search(path.read_text())]
+    assert files
+    assert [path.name for path in files if "pthread_atfork" not in path.read_text()] == []
+
+
 @pytest.mark.parametrize("library", ["", "queue_", "swap_", "load_", "nbd_"])
 def test_the_api_files_have_no_directives(library: str) -> None:
     text = (CORE / "include" / f"fdstash_{library}api.h").read_text()
