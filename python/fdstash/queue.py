@@ -88,8 +88,7 @@ class Queue:
         self._orphans: list[Any] = []
         self._pinned: Any = None
         self._server: Server | None = None
-        with _living_lock:
-            _living.add(self)
+        _living[id(self)] = self
 
     # -- what it is
 
@@ -383,16 +382,16 @@ class Queue:
                 yield Completion(taken[0], completion.result)
 
 
-#: Those that may have to be closed at the end of the interpreter.
-_living: weakref.WeakSet[Queue] = weakref.WeakSet()
-_living_lock = threading.Lock()
+#: Those that may have to be closed at the end of the interpreter, by id. Without a lock, which
+#: a thread might hold at a fork: to enter one and to list all are each one step.
+_living: weakref.WeakValueDictionary[int, Queue] = weakref.WeakValueDictionary()
 
 
 @atexit.register
 def _close_all() -> None:
     """While the thread of a driver can still run: `__del__` would wait for it for ever."""
-    with _living_lock:
-        queues = list(_living)
-    for queue in queues:
+    for living in _living.valuerefs():
+        queue = living()
         with suppress(RuntimeError):  # a daemon thread is using it, and holds it to the last
-            queue.__del__()
+            if queue is not None:
+                queue.__del__()

@@ -7,6 +7,7 @@ what still arrives; until then it counts as pending.
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -30,6 +31,16 @@ def _count(change: int) -> None:
     global _pending  # noqa: PLW0603 - one count for the process, as documented
     with _lock:
         _pending += change
+
+
+def _in_forked_child() -> None:
+    # The threads of the calls that hang are not here, and one may have held the lock.
+    global _lock, _pending  # noqa: PLW0603 - see there
+    _lock = threading.Lock()
+    _pending = 0
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class _Call(Generic[_T]):

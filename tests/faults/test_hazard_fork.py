@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
-import signal
+import pkgutil
+import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import pytest
 import fdstash
 from fdstash import ClosedError, FDStash, Image
 from tests.support.disks import FlatDisk, make_flat, make_raw
+from tests.support.forked import PATIENCE, reap, run_in_child
 from tests.support.kernel import is_direct
 from tests.support.seen import WRITER_BYTES, assert_as_kernel_says, image_descriptors, locked_bytes
 from tests.support.tier import count
@@ -33,36 +35,6 @@ pytestmark = [
     # Python 3.12 warns of what this is about.
     pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning"),
 ]
-
-PATIENCE = 30.0
-"""Seconds after which a child counts as hanging."""
-
-
-def run_in_child(check: Callable[[], None]) -> int:
-    """Fork, `check`, and end; the child's pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        check()
-        status = 0
-    except BaseException:  # noqa: BLE001 - shown, and told by the status
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(status)
-
-
-def reap(pid: int) -> None:
-    """The child must end by itself, and well."""
-    deadline = time.monotonic() + PATIENCE
-    while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            pytest.fail(f"a forked child hung for {PATIENCE} s")
-        time.sleep(0.0005)
-    assert os.waitstatus_to_exitcode(done[1]) == 0
 
 
 def refuses_everything(image: Image) -> None:
@@ -104,6 +76,7 @@ def reader(image: Image) -> Callable[[], None]:
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_children_forked_while_reopens_run_hold_nothing_of_the_image(disk: FlatDisk) -> None:
     with fdstash.open(disk.path, "r+") as image:
         reopen = reopen_without_pause(image)
@@ -124,6 +97,7 @@ def test_children_forked_while_reopens_run_hold_nothing_of_the_image(disk: FlatD
             assert locked_bytes(path) == WRITER_BYTES
 
 
+@pytest.mark.forks
 def test_a_child_can_open_images_of_its_own(disk: FlatDisk, tmp_path: Path) -> None:
     """Also where a thread that is not in the child was inside a bounce, a stash or an open."""
     other = make_raw(tmp_path, name="other.raw")
@@ -268,6 +242,7 @@ def _errors(image: Image) -> Iterator[BaseException]:
 _inherited: list[Image] = []
 
 
+@pytest.mark.forks
 def test_multiprocessing_forks_the_same_way(tmp_path: Path) -> None:
     path = make_raw(tmp_path)
     context = multiprocessing.get_context("fork")
@@ -288,6 +263,48 @@ def test_multiprocessing_forks_the_same_way(tmp_path: Path) -> None:
         _inherited.clear()
 
 
+def test_no_lock_of_the_package_is_taken_for_ever_in_a_child() -> None:
+    """A thread that is not in the child may have held any of them."""
+    modules = []
+    for each in pkgutil.walk_packages(fdstash.__path__, "fdstash."):
+        with suppress(ImportError):  # of an extra that is not installed
+            modules.append(import_module(each.name))
+    kinds = (type(threading.Lock()), type(threading.RLock()))
+    locks = [
+        (each, name)
+        for each in modules
+        for name, is_a in vars(each).items()
+        if isinstance(is_a, kinds)
+    ]
+    assert (fdstash.locking, "_claims_lock") in locks
+    taken, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ExitStack() as held:
+            for module, name in locks:
+                held.enter_context(getattr(module, name))
+            taken.set()
+            over.wait(PATIENCE)
+
+    def check() -> None:
+        held = [
+            f"{module.__name__}.{name}"
+            for module, name in locks
+            if not getattr(module, name).acquire(blocking=False)
+        ]
+        assert held == []
+
+    with ThreadPoolExecutor(1) as pool:
+        holder = pool.submit(hold)
+        assert taken.wait(PATIENCE)
+        try:
+            reap(run_in_child(check))
+        finally:
+            over.set()
+        holder.result()
+
+
+@pytest.mark.forks
 def test_many_threads_fork_at_once(disk: FlatDisk) -> None:
     def check() -> None:
         assert image_descriptors(*disk.files) == []

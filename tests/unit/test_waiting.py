@@ -10,6 +10,7 @@ import pytest
 
 from fdstash import pending_opens
 from fdstash.waiting import call_within, finish_within
+from tests.support.forked import reap, run_in_child
 
 
 def _settle(condition: object, seconds: float = 10) -> None:
@@ -38,6 +39,24 @@ def test_what_arrives_too_late_is_disposed_of() -> None:
     go_on.set()
     _settle("the call has returned")
     assert disposed == ["late"]
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_what_hangs_in_the_parent_is_not_pending_in_a_child() -> None:
+    go_on = threading.Event()
+
+    def check() -> None:
+        assert pending_opens() == 0
+        with pytest.raises(TimeoutError):
+            call_within(0.01, lambda: time.sleep(60), lambda _: None)
+        assert pending_opens() == 1
+
+    with pytest.raises(TimeoutError):
+        call_within(0.01, lambda: go_on.wait(10), lambda _: None)
+    reap(run_in_child(check))
+    assert pending_opens() == 1
+    go_on.set()
+    _settle("the call has returned")
 
 
 def test_what_arrives_after_an_interrupt_is_disposed_of() -> None:
