@@ -33,6 +33,8 @@ EXTENTS = 32
 STRIDE = 17 * BLOCK
 #: Requests of one run of qemu-img.
 COUNTS = {"raw": 200_000, "vmdk": 40_000} if tier.FULL else {"raw": 10_000, "vmdk": 300}
+#: The best of them is the peer. With io_uring 7.2 stops for good in a fifth of runs on a VMDK.
+QEMU_ENGINES = ("io_uring", "threads") if tier.FULL else ("threads",)
 
 
 class Place(NamedTuple):
@@ -168,7 +170,7 @@ def test_qemu_img(benchmark: BenchmarkFixture, place: Place, kind: str) -> None:
                 direct=place.direct,
             ),
         )
-        for engine in ("io_uring", "threads")
+        for engine in QEMU_ENGINES
     )  # fmt: skip
     pairs(
         benchmark,
