@@ -41,8 +41,8 @@ def test_events_are_no_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        (b"", "the monitor's connection ended: end of file"),
-        (GREETING, "the monitor's connection ended: end of file"),
+        (b"", "the connection to the daemon's monitor ended: end of file"),
+        (GREETING, "the connection to the daemon's monitor ended: end of file"),
         (GREETING + b"[1]\r\n", r"that is no monitor: it said b'\[1\]"),
         (b"HTTP/1.1 400 Bad Request\r\n", "that is no monitor: it said b'HTTP"),
     ],
@@ -70,3 +70,38 @@ def test_a_bad_peer_is_told_of(tmp_path: Path, said: bytes, told: str) -> None:
             monitor.execute("query-version")
         peer.join()
     assert asked == [0] or asked[-1] > 0  # where the connection ended: whether the daemon did
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"", "a peer has not answered its connection for 0.2 s"),
+        (GREETING, 'a peer has not answered {"execute": "query-version"} for 0.2 s'),
+    ],
+)
+def test_a_peer_that_does_not_answer_is_named_with_what_it_was_asked(
+    tmp_path: Path, said: bytes, told: str
+) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "qmp"))
+        server.listen()
+        ends: list[socket.socket] = []
+
+        def serve() -> None:
+            ends.append(server.accept()[0])
+            ends[0].sendall(said)
+
+        peer = threading.Thread(target=serve)
+        peer.start()
+        try:
+            with (
+                pytest.raises(Error) as caught,
+                Monitor(
+                    str(tmp_path / "qmp"), nobody_has_ended, name="a peer", timeout=0.2
+                ) as monitor,
+            ):
+                monitor.execute("query-version")
+        finally:
+            peer.join()
+            ends[0].close()
+    assert str(caught.value) == told

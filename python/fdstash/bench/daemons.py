@@ -83,7 +83,7 @@ class Daemon:
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
             stack.callback(end, self._process)
-            self.monitor = stack.enter_context(Monitor(qmp, self.alive))
+            self.monitor = stack.enter_context(Monitor(qmp, self.alive, name=name))
             self._serve()
             self._stack = stack.pop_all()
 

@@ -30,12 +30,23 @@ class Monitor:
     """A connection to a daemon's monitor. Owner: one thread.
 
     `alive` raises where the daemon has ended, or does within so many seconds; it is asked where the
-    connection fails. `timeout`: seconds, of the connection and of each answer.
+    connection fails. `name`: of the daemon, in errors. `timeout`: seconds, of the connection and of
+    each answer.
     """
 
-    def __init__(self, path: str, alive: Callable[[float], None], timeout: float = 30) -> None:
+    def __init__(
+        self,
+        path: str,
+        alive: Callable[[float], None],
+        *,
+        name: str = "the daemon",
+        timeout: float = 30,
+    ) -> None:
         """Connect as soon as somebody listens at `path`."""
         self._alive = alive
+        self._name = name
+        self._timeout = timeout
+        self._asked = b""
         self._socket = self._connected(path, timeout)
         self._lines = self._socket.makefile("rb")
         try:
@@ -79,6 +90,7 @@ class Monitor:
         return took
 
     def _answer(self, message: bytes) -> dict[str, Any]:
+        self._asked = message
         try:
             self._socket.sendall(message)
         except OSError as error:
@@ -105,7 +117,10 @@ class Monitor:
 
     def _ended(self, error: Exception) -> Error:
         self._alive(_DYING)
-        return Error(f"the monitor's connection ended: {error}")
+        if isinstance(error, TimeoutError):
+            asked = self._asked.decode().strip() or "its connection"
+            return Error(f"{self._name} has not answered {asked} for {self._timeout:g} s")
+        return Error(f"the connection to {self._name}'s monitor ended: {error}")
 
     def close(self) -> None:
         """Disconnect."""
