@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import os
 import subprocess
 import sys
 import warnings
@@ -16,6 +15,7 @@ import fdstash
 from fdstash import Image
 from fdstash.queue import ENGINES
 from tests.support.disks import make_raw, noise
+from tests.support.forked import reap, run_in_child
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
@@ -100,15 +100,8 @@ def test_a_forked_child_ends_beside_a_driver(tmp_path: Path, engine: str) -> Non
         assert [each.result for each in queue.wait()] == [4096]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a fork beside threads
-            child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                queue.close()
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitpid(child, 0)[1] == 0
+            child = run_in_child(queue.close)
+        reap(child)
         queue.write(noise(4096, 1), 100_000)
         assert [each.result for each in queue.wait()] == [4096]
 

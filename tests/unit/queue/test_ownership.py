@@ -6,7 +6,6 @@ import array
 import errno
 import fcntl
 import gc
-import os
 import signal
 import threading
 import warnings
@@ -17,6 +16,7 @@ import pytest
 import fdstash
 from fdstash import AlignedBuffer, ClosedError, Image
 from tests.support.disks import make_raw, noise
+from tests.support.forked import reap, run_in_child
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
@@ -176,6 +176,11 @@ def test_a_queue_moves_between_threads(image: Image, engine: str) -> None:
 
 
 def test_a_forked_child_is_shut_out_and_harms_nothing(image: Image, engine: str) -> None:
+    def check() -> None:
+        with pytest.raises(ClosedError):
+            queue.wait()
+        queue.close()
+
     with image.queue(4, engine=engine) as queue:
         buffer = bytearray(4096)
         image.pwrite(noise(4096), 0)
@@ -183,18 +188,8 @@ def test_a_forked_child_is_shut_out_and_harms_nothing(image: Image, engine: str)
         queue.submit()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a fork beside threads
-            child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                try:
-                    queue.wait()
-                except ClosedError:
-                    status = 0
-                queue.close()
-            finally:
-                os._exit(status)
-        assert os.waitpid(child, 0)[1] == 0
+            child = run_in_child(check)
+        reap(child)
         assert queue.wait() == [("parent's", 4096)]
         assert buffer == noise(4096)
 
